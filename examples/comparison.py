@@ -1,0 +1,164 @@
+"""What the examples share: train one model with several optimizers, tabulate and plot the runs.
+
+A run's history holds one value an epoch: what Keras' own `History` holds (`loss`, `val_loss`,
+metrics), and `epoch`, `updates` and `seconds` counted from the start of the training.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import matplotlib
+
+matplotlib.use("Agg")  # Writes files, opens no window.
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the name of its optimizer and what was measured, one value an epoch."""
+
+    name: str
+    history: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A key of `Run.history`, and how tables and plots show it."""
+
+    key: str
+    label: str
+    format: str = ".4f"
+    scale: str = "linear"
+
+
+EPOCHS = Quantity("epoch", "epochs", ".0f")
+UPDATES = Quantity("updates", "updates", ".0f")
+SECONDS = Quantity("seconds", "seconds", ".1f")
+
+
+def compare(
+    optimizers: Mapping[str, keras.optimizers.Optimizer],
+    compiled_model: Callable[[keras.optimizers.Optimizer], keras.Model],
+    *,
+    seed: int,
+    **fit_arguments: Any,
+) -> list[Run]:
+    """Trains a fresh model with each optimizer, from the same weights on the same batches.
+
+    Args:
+        optimizers: Name to optimizer, each used for one training.
+        compiled_model: Builds the model and compiles it with the optimizer it is given.
+        seed: Fixes the initial weights and the order of the examples.
+        **fit_arguments: What `keras.Model.fit` is called with.
+
+    Returns:
+        One run for each optimizer, in their order.
+    """
+    runs = []
+    for name, optimizer in optimizers.items():
+        print(f"\n{name}", flush=True)
+        keras.utils.set_random_seed(seed)
+        clock = TrainingClock()
+        history = compiled_model(optimizer).fit(callbacks=[clock], **fit_arguments).history
+        runs.append(Run(name, {**history, **clock.history}))
+    return runs
+
+
+class TrainingClock(keras.callbacks.Callback):
+    """Counts epochs, updates and seconds at the end of every epoch.
+
+    The seconds are those of the training alone. Validation is left out; the tracing of the first
+    step is not, since a user waits for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: dict[str, list[float]] = {"epoch": [], "updates": [], "seconds": []}
+        self._elapsed = 0.0
+        self._started_at: float | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Starts the clock."""
+        self._started_at = time.perf_counter()
+
+    def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Stops the clock: the validation begins."""
+        self._stop()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Stops the clock, unless validation has, and writes the epoch down."""
+        self._stop()
+        self.history["epoch"].append(epoch + 1)
+        self.history["updates"].append(int(self.model.optimizer.iterations))
+        self.history["seconds"].append(self._elapsed)
+
+    def _stop(self) -> None:
+        if self._started_at is not None:
+            self._elapsed += time.perf_counter() - self._started_at
+            self._started_at = None
+
+
+def table(runs: Sequence[Run], columns: Sequence[Quantity]) -> str:
+    """Returns the last values of every run as a table of plain text, one line a run."""
+    header = ["optimizer", *(column.label for column in columns)]
+    rows = [
+        [run.name, *(format(run.history[column.key][-1], column.format) for column in columns)]
+        for run in runs
+    ]
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    lines = [_aligned(cells, widths) for cells in (header, *rows)]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Joins the cells of one line: the first to the left, numbers to the right."""
+    name, *numbers = (
+        cell.ljust(width) if column == 0 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join([name, *numbers])
+
+
+def plot(
+    runs: Sequence[Run],
+    *,
+    title: str,
+    rows: Sequence[Quantity],
+    columns: Sequence[Quantity],
+    output: str,
+) -> None:
+    """Writes a PNG with one panel for each quantity in `rows` against each in `columns`."""
+    figure, panels = plt.subplots(
+        len(rows),
+        len(columns),
+        figsize=(5 * len(columns), 0.6 + 3.2 * len(rows)),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for y, panels_of_row in zip(rows, panels, strict=True):
+        for x, axes in zip(columns, panels_of_row, strict=True):
+            _draw(axes, runs, x, y)
+    for y, axes in zip(rows, panels[:, 0], strict=True):
+        axes.set_ylabel(y.label)
+    for x, axes in zip(columns, panels[-1], strict=True):
+        axes.set_xlabel(x.label)
+    panels[0, -1].legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(output, dpi=150)
+    plt.close(figure)
+
+
+def _draw(axes: Axes, runs: Sequence[Run], x: Quantity, y: Quantity) -> None:
+    """Draws one panel: a line for each run."""
+    for run in runs:
+        axes.plot(run.history[x.key], run.history[y.key], label=run.name, linewidth=1.8)
+    axes.set_xscale(x.scale)
+    axes.set_yscale(y.scale)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

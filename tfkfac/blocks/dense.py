@@ -1,0 +1,57 @@
+"""Dense layers, on inputs of any rank: every row of the last axis is a use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac import linalg
+from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.kronecker import KroneckerBlock
+
+
+class DenseBlock(KroneckerBlock):
+    """``s = a·K + b`` with a kernel ``[in, out]`` (Martens & Grosse 2015, §3).
+
+    Args:
+        layer: The Keras layer.
+        kernel: ``[in, out]``.
+        bias: ``[out]`` or None.
+        method: How the inverse is kept.
+    """
+
+    label = "Dense"
+
+    def __init__(self, layer: Any, kernel: Any, bias: Any, *, method: str = "cholesky") -> None:
+        input_dim, output_dim = kernel.shape
+        super().__init__(
+            layer, kernel, bias, input_dim=input_dim, output_dim=output_dim, method=method
+        )
+
+    def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
+        """Inputs ``[..., in]``, flattened to rows."""
+        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
+        if weights.omega is not None:
+            omega = tf.broadcast_to(weights.omega, tf.shape(inputs)[:-1])
+            rows *= tf.sqrt(tf.reshape(omega, [-1, 1]))
+        moment = linalg.second_moment(rows)
+        if not self.has_bias:
+            return moment
+        if weights.omega is None:
+            column_sums = tf.reduce_sum(rows, axis=0)
+        else:
+            column_sums = tf.linalg.matvec(rows, tf.sqrt(tf.reshape(omega, [-1])), transpose_a=True)
+        return linalg.border(moment, column_sums, weights.total)
+
+    def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
+        """Gradients ``[..., out]``, flattened to rows."""
+        return tf.reshape(gradients, [-1, self.output_dim])
+
+    def kernel_to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
+        """The kernel is a matrix already."""
+        return kernel
+
+    def matrix_to_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
+        """The kernel is a matrix already."""
+        return matrix

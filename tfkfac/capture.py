@@ -1,0 +1,312 @@
+"""Seeing a Keras model train: layer inputs, pre-activations and losses of its own forward pass.
+
+Light stand-ins for a few bound methods sit on the *instances* of the model and its layers (never
+on classes), record while a training step runs, and step aside otherwise. They live in the
+instance dictionaries, where neither configs, nor files, nor clones look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac import keras_internals
+from tfkfac.blocks import Block, Use
+from tfkfac.losses import LossCall
+
+_RECORDS = "_tfkfac_records"
+"""Attribute of a graph that holds the records made in it: they live and die with the graph."""
+
+
+@dataclasses.dataclass(eq=False)
+class Record:
+    """What one forward pass left behind.
+
+    Attributes:
+        graph: The graph of the pass, None in eager mode.
+        explicit: Made by the user's ``with optimizer.record()``.
+        tape: Leads from outputs back to pre-activations, and to nothing before the first of them.
+        uses: id of a layer → its uses.
+        losses: The losses that were evaluated.
+        unreachable: Names of layers that ran where the backward pass cannot reach them.
+        passes: How many forward passes are in it.
+        open: Whether the forward pass is still running.
+    """
+
+    graph: Any
+    explicit: bool
+    tape: tf.GradientTape
+    uses: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
+    losses: list[LossCall] = dataclasses.field(default_factory=list)
+    unreachable: list[str] = dataclasses.field(default_factory=list)
+    passes: int = 0
+    open: bool = True
+
+    def loss(
+        self,
+        loss: Any,
+        y_true: Any,
+        y_pred: tf.Tensor,
+        sample_weight: Any = None,
+        weight: float | tf.Tensor = 1.0,
+    ) -> tf.Tensor:
+        """Evaluates a loss and notes it, for training steps that do so by themselves.
+
+        Args:
+            loss: A ``keras.losses.Loss``.
+            y_true: Labels.
+            y_pred: What the model returned.
+            sample_weight: As for Keras losses.
+            weight: The factor of this loss in the whole.
+
+        Returns:
+            ``weight · loss(y_true, y_pred, sample_weight)``.
+        """
+        self.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
+        return loss(y_true, y_pred, sample_weight) * tf.cast(weight, loss.dtype)
+
+    def backpropagate(
+        self, targets: list[tf.Tensor], gradients: list[tf.Tensor], blocks: Iterable[Block]
+    ) -> dict[int, list[tf.Tensor]]:
+        """g of every use of the blocks' layers: the one extra backward pass.
+
+        Args:
+            targets: Where the pass starts.
+            gradients: What it starts with, one for each target.
+            blocks: Blocks whose pre-activations it is to reach.
+
+        Returns:
+            id of a block → a gradient for each use.
+        """
+        sources = {
+            id(block): [use.preactivations for use in self.uses_of(block)] for block in blocks
+        }
+        return self.tape.gradient(
+            targets, sources, output_gradients=gradients, unconnected_gradients="zero"
+        )
+
+    def uses_of(self, block: Block) -> list[Use]:
+        """Every use of the block's layers."""
+        return [use for layer in block.layers for use in self.uses.get(id(layer), [])]
+
+
+class Recorder:
+    """Records the training forward passes of one model for one optimizer."""
+
+    def __init__(self) -> None:
+        self._eager: dict[tuple[int, Any], Record] = {}
+        self._model: Any = None
+        self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
+        self._layers: set[int] = set()
+
+    def attach(self, model: Any) -> None:
+        """Observes the model's forward pass and its loss."""
+        self._model = model
+        self._observe(model, "call", self._on_model_call)
+        self._observe(model, "compute_loss", self._on_compute_loss)
+        self._observe(model, "train_step", self._on_train_step)
+
+    def observe_layers(self, layers: Iterable[Any]) -> None:
+        """Observes layers; a layer that is observed already is left as it is."""
+        for layer in layers:
+            if id(layer) not in self._layers:
+                self._layers.add(id(layer))
+                self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
+
+    def detach(self) -> None:
+        """Takes every stand-in off again."""
+        for owner, name, observer in self._seen:
+            stand_in = vars(owner).get(name)
+            if isinstance(stand_in, _StandIn):
+                stand_in.observers.remove(observer)
+                if not stand_in.observers:
+                    del vars(owner)[name]
+        self._seen.clear()
+        self._layers.clear()
+        self._eager.clear()
+        self._model = None
+
+    @contextlib.contextmanager
+    def recording(self, *, explicit: bool) -> Iterator[Record]:
+        """Records the forward passes within the context.
+
+        Args:
+            explicit: The user asked for it: whatever was recorded before is dropped, and any
+                number of forward passes may follow.
+        """
+        record = self._find()
+        if record is None or explicit or record.explicit:
+            tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+            record = Record(_current_graph(), explicit, tape)
+            self._records(record.graph)[self._key()] = record
+        record.passes += 1
+        record.open = True
+        try:
+            with record.tape if record.passes == 1 else contextlib.nullcontext():
+                yield record
+        finally:
+            record.open = False
+
+    def take(self, model_name: str) -> Record:
+        """The record of the current step, which is forgotten here.
+
+        Raises:
+            ValueError: Nothing usable was recorded; the message says what to do.
+        """
+        record = self._find()
+        if record is None:
+            raise ValueError(
+                f"KFAC saw no training forward pass of model {model_name!r} in this step. In a "
+                "loop of your own, call `model(x, training=True)` and `model.compute_loss(...)` "
+                "inside the gradient tape; where that does not fit, use "
+                "`with optimizer.record() as record:` around the forward pass and "
+                "`record.loss(loss, y_true, y_pred)` for the loss."
+            )
+        del self._records(record.graph)[self._key()]
+        if not record.explicit and record.passes > 1:
+            raise ValueError(
+                f"Model {model_name!r} was called {record.passes} times in one training step, so "
+                "KFAC cannot tell which passes the loss is made of. Use `with optimizer.record() "
+                "as record:` around those that count."
+            )
+        if not record.losses:
+            raise ValueError(
+                f"KFAC saw the forward pass of model {model_name!r}, but no loss. Use "
+                "`model.compute_loss(...)` of a compiled model, or `with optimizer.record() as "
+                "record:` and `record.loss(loss, y_true, y_pred)`."
+            )
+        return record
+
+    def _observe(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
+        stand_in = vars(owner).get(name)
+        if not isinstance(stand_in, _StandIn):
+            stand_in = vars(owner)[name] = _StandIn(getattr(owner, name))
+        stand_in.observers.append(observer)
+        self._seen.append((owner, name, observer))
+
+    def _on_model_call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        record = self._find()
+        training = kwargs.get("training") in (None, True) and (
+            keras_internals.gradient_tape_is_active()
+        )
+        if not training or (record is not None and record.open):
+            return call(*args, **kwargs)
+        if record is not None and record.explicit:
+            return call(*args, **kwargs)
+        with self.recording(explicit=False):
+            return call(*args, **kwargs)
+
+    def _on_train_step(self, train_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._eager.pop(self._key(), None)  # of an eager step that was interrupted
+        return train_step(*args, **kwargs)
+
+    def _on_compute_loss(self, compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        record = self._find()
+        compiled = keras_internals.compiled_losses(self._model)
+        if record is None or compiled is None:
+            return compute_loss(*args, **kwargs)
+
+        def note(loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
+            record.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
+
+        with keras_internals.watching_losses(compiled, note):
+            return compute_loss(*args, **kwargs)
+
+    def _on_layer_call(
+        self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        record = self._find()
+        if record is None or not record.open:
+            return call(*args, **kwargs)
+        if record.graph is not _current_graph():
+            record.unreachable.append(layer.name)
+            return call(*args, **kwargs)
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        with _noting_preactivations(layer, record.tape) as preactivations:
+            outputs = call(*args, **kwargs)
+        mask = keras_internals.mask_of(inputs)
+        record.uses.setdefault(id(layer), []).extend(
+            Use(inputs, seen, mask) for seen in preactivations
+        )
+        return outputs
+
+    def _find(self) -> Record | None:
+        """The record of the current trace and replica.
+
+        The update may run in an inner graph of the trace (a branch, a merged replica), never in
+        an outer one.
+        """
+        graph, key = _current_graph(), self._key()
+        while graph is not None:
+            found = getattr(graph, _RECORDS, {}).get(key)
+            if found is not None:
+                return found
+            graph = getattr(graph, "outer_graph", None)
+        return self._eager.get(key)
+
+    def _records(self, graph: Any) -> dict[tuple[int, Any], Record]:
+        if graph is None:
+            return self._eager
+        if not hasattr(graph, _RECORDS):
+            setattr(graph, _RECORDS, {})
+        return getattr(graph, _RECORDS)
+
+    def _key(self) -> tuple[int, Any]:
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return id(self), 0
+        return id(self), context.replica_id_in_sync_group
+
+
+class _StandIn:
+    """Stands in for a bound method of one object and lets observers wrap each call."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+        self.observers: list[Callable[..., Any]] = []
+        functools.update_wrapper(self, method)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.method
+        for observer in self.observers:
+            call = functools.partial(observer, call)
+        return call(*args, **kwargs)
+
+
+class _NotingActivation:
+    """Stands in for a layer's activation, which Keras layers apply last, and notes its argument."""
+
+    def __init__(self, activation: Any, tape: tf.GradientTape, noted: list[tf.Tensor]) -> None:
+        self._activation = activation
+        self._tape = tape
+        self._noted = noted
+
+    def __call__(self, preactivations: tf.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._tape.watch(preactivations)
+        self._noted.append(preactivations)
+        if self._activation is None:
+            return preactivations
+        return self._activation(preactivations, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _noting_preactivations(layer: Any, tape: tf.GradientTape) -> Iterator[list[tf.Tensor]]:
+    """While the context lasts, notes what the layer's activation is applied to."""
+    noted: list[tf.Tensor] = []
+    attributes = vars(layer)
+    activation = attributes["activation"]
+    attributes["activation"] = _NotingActivation(activation, tape, noted)
+    try:
+        yield noted
+    finally:
+        attributes["activation"] = activation
+
+
+def _current_graph() -> Any:
+    """The graph under construction, None in eager mode."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

@@ -1,0 +1,104 @@
+"""Counting the work of a step, in floating-point operations (a product-and-sum is two).
+
+Used by ``LayerCollection.summary`` to predict the cost of a KFAC step and by the benchmarks to
+bound it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from tfkfac import linalg
+from tfkfac.blocks import KroneckerBlock
+
+_INVERSE_FLOPS = {"cholesky": 2.0, "eigen": 9.0}
+"""Operations of one inverse (or eigendecomposition), in units of d³."""
+
+_PRECONDITION_PRODUCTS = {"cholesky": 2, "eigen": 4}
+"""Matrix products in one preconditioning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """Operations of one step, by what they are for.
+
+    Attributes:
+        forward: The forward pass.
+        backward: Gradients of weights and of inputs.
+        extra_backward: The curvature's own backward pass, on steps that update the factors.
+        factors: The factor products, on steps that update the factors.
+        precondition: Preconditioning, on every step.
+        inverses: One round of inverses.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    extra_backward: float = 0.0
+    factors: float = 0.0
+    precondition: float = 0.0
+    inverses: float = 0.0
+
+    def __add__(self, other: StepCost) -> StepCost:
+        """Sums every entry."""
+        return StepCost(
+            *(
+                mine + theirs
+                for mine, theirs in zip(
+                    dataclasses.astuple(self), dataclasses.astuple(other), strict=True
+                )
+            )
+        )
+
+    @property
+    def sgd(self) -> float:
+        """A step of a first-order optimizer."""
+        return self.forward + self.backward
+
+    def kfac(self, factor_update_every: int, inverse_update_every: int) -> float:
+        """A mean step of KFAC."""
+        statistics = (self.extra_backward + self.factors) / factor_update_every
+        return self.sgd + statistics + self.precondition + self.inverses / inverse_update_every
+
+
+def block_cost(
+    block: KroneckerBlock, batch_size: int, uses: int, method: str, *, first: bool = False
+) -> StepCost:
+    """The work that one block and its layer cause.
+
+    Args:
+        block: The block.
+        batch_size: N.
+        uses: |T|, the places of an example that use the layer.
+        method: How the inverse is kept.
+        first: Whether no gradient is needed before the layer.
+    """
+    places = batch_size * uses
+    kernel = block.groups * (block.input_dim - block.has_bias) * block.output_dim
+    product = 2.0 * places * kernel
+    inputs, outputs = block.input_dim, block.output_dim
+    moments = sum(2.0 * places * _triangle_entries(dim) for dim in (inputs, outputs))
+    products = _PRECONDITION_PRODUCTS[method] * inputs * outputs * (inputs + outputs)
+    return StepCost(
+        forward=product,
+        backward=product if first else 2.0 * product,
+        extra_backward=0.0 if first else product,
+        factors=block.groups * moments,
+        precondition=block.groups * products,
+        inverses=block.groups * _INVERSE_FLOPS[method] * (inputs**3 + outputs**3),
+    )
+
+
+def total(costs: Iterable[StepCost]) -> StepCost:
+    """The sum of costs."""
+    return sum(costs, StepCost())
+
+
+def refresh_cost(block: KroneckerBlock) -> float:
+    """What recomputing a block's inverses costs, up to a constant."""
+    return float(block.groups * (block.input_dim**3 + block.output_dim**3))
+
+
+def _triangle_entries(dim: int) -> int:
+    """Entries of a ``dim × dim`` second moment that are really computed."""
+    return sum((stop - start) * stop for start, stop in linalg.panel_bounds(dim))

@@ -1,0 +1,185 @@
+"""Estimators of the Fisher matrix: what is sent backwards from the outputs (maths.md §1).
+
+Each estimator runs one or more backward passes of Σ_u √(N·c_u)·(−log p_u), and sums what the
+caller makes of the gradients that arrive at the pre-activations.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac.losses import Observation
+
+Backward = Callable[[list[tf.Tensor]], Any]
+"""Gradients at the observations' targets → whatever is summed over backward passes."""
+
+
+class PhiloxNoise:
+    """Counter-based noise, the same in graph mode, eager mode and under XLA.
+
+    Args:
+        seed: The optimizer's seed.
+        step: The count of steps; each step has its own numbers.
+    """
+
+    def __init__(self, seed: int, step: tf.Tensor) -> None:
+        self._seed = seed
+        self._step = tf.cast(step, tf.int64)
+        self._streams = 0
+
+    def uniform(self, shape: Any, dtype: Any) -> tf.Tensor:
+        """Numbers in [0, 1)."""
+        return tf.random.stateless_uniform(shape, self._next(), dtype=dtype, alg="philox")
+
+    def normal(self, shape: Any, dtype: Any) -> tf.Tensor:
+        """Standard normal numbers."""
+        return tf.random.stateless_normal(shape, self._next(), dtype=dtype, alg="philox")
+
+    def seed(self) -> tf.Tensor:
+        """A stateless seed for samplers that are not ours."""
+        return tf.cast(self._next() % (2**31 - 1), tf.int32)
+
+    def _next(self) -> tf.Tensor:
+        """A seed of its own for each draw of a step."""
+        self._streams += 1
+        return tf.stack([tf.constant(self._seed * 1_000_003 + self._streams, tf.int64), self._step])
+
+
+class Estimator(abc.ABC):
+    """A way to estimate the Fisher matrix by backward passes."""
+
+    @abc.abstractmethod
+    def sum(
+        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+    ) -> Any:
+        """The sum of `backward` over the backward passes that the estimate takes."""
+
+
+class MonteCarlo(Estimator):
+    """One backward pass from targets drawn from the model's own predictions."""
+
+    def sum(
+        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+    ) -> Any:
+        """One pass."""
+        return backward([o.inject(o.predictive.sampled_gradient(noise)) for o in observations])
+
+
+class Empirical(Estimator):
+    """One backward pass from the labels of the data: the "empirical Fisher", not the GGN."""
+
+    def sum(
+        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+    ) -> Any:
+        """One pass."""
+        del noise
+        return backward(
+            [o.inject(o.predictive.label_gradient(tf.convert_to_tensor(o.labels))) for o in observations]
+        )
+
+
+class Exact(Estimator):
+    """One backward pass for each scalar of an example's output; no sampling.
+
+    Exact for models whose examples do not influence each other (no BatchNormalization in training
+    mode).
+
+    Args:
+        max_outputs: Refuse models with more scalars an example.
+    """
+
+    def __init__(self, max_outputs: int) -> None:
+        self._max_outputs = max_outputs
+
+    def sum(
+        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+    ) -> Any:
+        """A pass for each scalar of each output in turn, the other outputs sending nothing."""
+        del noise
+        counts = [_scalars_of_an_example(o.predictive.target) for o in observations]
+        if sum(counts) > self._max_outputs:
+            raise ValueError(
+                f"fisher='exact' runs one backward pass for each scalar of an example's output: "
+                f"{sum(counts)} here, more than max_exact_outputs={self._max_outputs}. Use "
+                "fisher='mc', or raise max_exact_outputs."
+            )
+        silent = [tf.zeros_like(o.predictive.target) for o in observations]
+        totals = None
+        for position, (observation, count) in enumerate(zip(observations, counts, strict=True)):
+
+            def one(index: tf.Tensor, position: int = position, observation: Any = observation):
+                gradients = list(silent)
+                gradients[position] = _root_column(observation, index)
+                return backward(gradients)
+
+            total = _sum_over(one, count)
+            totals = total if totals is None else tf.nest.map_structure(tf.add, totals, total)
+        return totals
+
+
+ESTIMATORS: dict[str, Callable[[int], Estimator]] = {
+    "mc": lambda max_outputs: MonteCarlo(),
+    "exact": Exact,
+    "empirical": lambda max_outputs: Empirical(),
+}
+"""The values of ``KFAC(fisher=...)``."""
+
+
+def _scalars_of_an_example(target: tf.Tensor) -> int:
+    count = target.shape[1:].num_elements()
+    if count is None:
+        raise ValueError(
+            f"fisher='exact' needs outputs of a known shape, got {target.shape}; fix the shape of "
+            "the model's input, or use fisher='mc'."
+        )
+    return int(count)
+
+
+def _root_column(observation: Observation, index: tf.Tensor) -> tf.Tensor:
+    """The column of the Fisher's root that belongs to one scalar of an example's output.
+
+    The column of a unit is non-zero in that unit only, so units of one example do not mix.
+    """
+    predictive = observation.predictive
+    shape = predictive.target.shape[1:].as_list()
+    if predictive.axis is None:
+        chosen = tf.reshape(tf.one_hot(index, _product(shape)), shape)
+        column = predictive.root_column(tf.constant(0))
+    else:
+        classes = shape.pop(predictive.axis - 1)
+        chosen = tf.reshape(tf.one_hot(index // classes, _product(shape)), shape)
+        chosen = tf.expand_dims(chosen, predictive.axis - 1)
+        column = predictive.root_column(index % classes)
+    return observation.inject(column * tf.cast(chosen, column.dtype))
+
+
+def _sum_over(of_index: Callable[[tf.Tensor], Any], count: int) -> Any:
+    """``Σ_i of_index(i)`` for a nested structure, in a loop that keeps one term at a time."""
+    first = of_index(tf.constant(0))
+    flat = tf.nest.flatten(first)
+
+    def add(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        terms = tf.nest.flatten(of_index(index))
+        return (
+            index + 1,
+            *(
+                tf.ensure_shape(total + term, total.shape)
+                for total, term in zip(sums, terms, strict=True)
+            ),
+        )
+
+    _, *sums = tf.while_loop(
+        lambda index, *_: index < count, add, [tf.constant(1), *flat], parallel_iterations=1
+    )
+    return tf.nest.pack_sequence_as(first, sums)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

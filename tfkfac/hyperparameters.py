@@ -1,0 +1,143 @@
+"""Numbers that steer a step: fixed, assignable while training, or scheduled.
+
+They behave as ``learning_rate`` does in Keras: a number lives in a variable of the optimizer, so
+that assigning it needs no recompilation; a schedule is a function of the count of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Which numbers a hyper-parameter may be.
+
+    Attributes:
+        minimum: The least.
+        maximum: The greatest.
+        open_below: Whether the least itself is excluded.
+        open_above: Whether the greatest itself is excluded.
+        integer: Whether only whole numbers are allowed.
+    """
+
+    minimum: float = 0.0
+    maximum: float = math.inf
+    open_below: bool = False
+    open_above: bool = False
+    integer: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises a ValueError that names the argument unless `value` is allowed."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        above = number > self.minimum or (number == self.minimum and not self.open_below)
+        below = number < self.maximum or (number == self.maximum and not self.open_above)
+        whole = not self.integer or number == int(number) if math.isfinite(number) else False
+        if not (above and below and whole):
+            raise ValueError(f"Argument `{name}` must be {self}, got {name}={value!r}.")
+
+    def __str__(self) -> str:
+        """In words."""
+        kind = "an integer" if self.integer else "a number"
+        words = [f"{kind} {'>' if self.open_below else '>='} {self.minimum:g}"]
+        if self.maximum < math.inf:
+            words.append(f"{'<' if self.open_above else '<='} {self.maximum:g}")
+        schedule = "" if self.integer else " (or a keras.optimizers.schedules schedule)"
+        return " and ".join(words) + schedule
+
+
+class Hyperparameter:
+    """An attribute of the optimizer that reads as a tensor and can be assigned a number.
+
+    Args:
+        allowed: The numbers it may be.
+        optional: Whether None is allowed too, for good: it stands for "not in use".
+    """
+
+    def __init__(self, allowed: Range, *, optional: bool = False) -> None:
+        self.allowed = allowed
+        self.optional = optional
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Notes under which name the optimizer has it."""
+        self.name = name
+        self.slot = f"_hyper_{name}"
+
+    def create(self, optimizer: Any, value: Any) -> None:
+        """Checks the constructor's argument and keeps it in the optimizer.
+
+        Raises:
+            ValueError: The number is not allowed.
+        """
+        unused = value is None and self.optional
+        if not unused and not isinstance(value, LearningRateSchedule):
+            self.allowed.check(self.name, value)
+            value = optimizer.add_variable(
+                shape=(),
+                initializer=_constant(value),
+                dtype="int64" if self.allowed.integer else keras.config.floatx(),
+                aggregation="only_first_replica",
+                name=self.name,
+            )
+        setattr(optimizer, self.slot, value)
+
+    def config(self, optimizer: Any) -> Any:
+        """What `get_config` tells of it."""
+        value = getattr(optimizer, self.slot)
+        if isinstance(value, LearningRateSchedule):
+            return keras.optimizers.schedules.serialize(value)
+        if value is None:
+            return None
+        return int(value.numpy()) if self.allowed.integer else float(value.numpy())
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        """The value at the current step, a scalar tensor or variable."""
+        if optimizer is None:
+            return self
+        value = getattr(optimizer, self.slot)
+        if isinstance(value, LearningRateSchedule):
+            return value(optimizer._iterations)
+        return value
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        """Assigns a number, or puts a schedule in its place.
+
+        Raises:
+            TypeError: A schedule is in force (as for Keras' learning rate).
+            ValueError: The number is not allowed.
+        """
+        if isinstance(getattr(optimizer, self.slot), LearningRateSchedule):
+            raise TypeError(
+                f"This optimizer was created with a schedule as its `{self.name}`, which is then "
+                "not settable; construct it with a number to assign numbers."
+            )
+        if not tf.is_tensor(value):
+            self.allowed.check(self.name, value)
+        if getattr(optimizer, self.slot) is None:
+            raise ValueError(
+                f"This optimizer was created with {self.name}=None, which switches it off for "
+                f"good; construct it with a number to be able to assign one."
+            )
+        getattr(optimizer, self.slot).assign(value)
+
+
+def hyperparameters_of(optimizer_class: type) -> dict[str, Hyperparameter]:
+    """Name → hyper-parameter of an optimizer class."""
+    return {
+        name: value for name, value in vars(optimizer_class).items() if isinstance(value, Hyperparameter)
+    }
+
+
+def _constant(value: float) -> Callable[..., Any]:
+    return keras.initializers.Constant(value)

@@ -1,0 +1,117 @@
+"""The few things tfkfac needs of Keras that are not its public API, in one place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def trainer_class() -> type:
+    """The class that defines `compile` for every Keras model.
+
+    Keras compares ``type(model).compile`` with this class' to see whether a user has overridden it.
+    """
+    return next(base for base in keras.Model.__mro__ if "compile" in vars(base))
+
+
+def flatten_layers(model: Any) -> list[Any]:
+    """All layers below `model`, nested to any depth, each once."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def mask_of(tensor: Any) -> tf.Tensor | None:
+    """The Keras mask that travels with a tensor."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
+    """Makes a Keras mask travel with a tensor."""
+    if mask is not None:
+        tensor._keras_mask = mask
+
+
+def logits_of(probabilities: Any, op_type: str) -> tf.Tensor | None:
+    """The logits behind probabilities, found in the two ways in which Keras' losses find them.
+
+    Args:
+        probabilities: What a model returned.
+        op_type: "Softmax" or "Sigmoid".
+    """
+    logits = getattr(probabilities, "_keras_logits", None)
+    if logits is not None:
+        return logits
+    if not tf.is_symbolic_tensor(probabilities) or probabilities.op.type != op_type:
+        return None
+    return probabilities.op.inputs[0]
+
+
+def loss_arguments(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """What a Keras loss object computes: its function (or class) and its keyword arguments."""
+    function = getattr(loss, "fn", None)
+    return (type(loss) if function is None else function), dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def compiled_losses(model: Any) -> Any:
+    """The object that `compile` made of the model's losses, or None."""
+    return getattr(model, "_compile_loss", None)
+
+
+def gradient_tape_is_active() -> bool:
+    """Whether some ``tf.GradientTape`` is recording: a forward pass outside is not training."""
+    from tensorflow.python.eager import record
+
+    return bool(record.could_possibly_record())
+
+
+@contextlib.contextmanager
+def watching_losses(compiled: Any, note: Callable[..., None]) -> Iterator[None]:
+    """While the context lasts, tells of every loss that a compiled model evaluates.
+
+    Keras resolves names, structures and weights of losses when it first sees data; here the
+    resolved losses are replaced by ones that also call `note`, and put back afterwards.
+
+    Args:
+        compiled: What `compiled_losses` returned.
+        note: Called with ``loss, loss_weight, y_true, y_pred, sample_weight``.
+    """
+    build = compiled.build
+
+    def watch() -> None:
+        compiled._flat_losses = [
+            entry._replace(loss=_NotedLoss(entry.loss, entry.loss_weights, note))
+            for entry in compiled._flat_losses
+        ]
+
+    def build_and_watch(y_true: Any, y_pred: Any) -> None:
+        build(y_true, y_pred)
+        watch()
+
+    if compiled.built:
+        watch()
+    else:
+        compiled.build = build_and_watch
+    try:
+        yield
+    finally:
+        vars(compiled).pop("build", None)
+        if compiled.built:
+            compiled._flat_losses = [
+                entry._replace(loss=entry.loss.loss) for entry in compiled._flat_losses
+            ]
+
+
+class _NotedLoss:
+    """A loss that tells when it is called, and otherwise is the loss."""
+
+    def __init__(self, loss: Any, weight: Any, note: Callable[..., None]) -> None:
+        self.loss = loss
+        self.weight = weight
+        self.note = note
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        self.note(self.loss, self.weight, y_true, y_pred, sample_weight)
+        return self.loss(y_true, y_pred, sample_weight)

@@ -1,0 +1,160 @@
+"""Pure functions on symmetric matrices: products, inverses, eigenbases.
+
+Symmetric matrices are kept as *lower triangles*: a square tensor whose entries above the
+diagonal are unspecified (TensorFlow's Cholesky and eigh read the lower triangle only). All
+functions take a stack of matrices ``[..., d, d]`` and return tensors; none holds a variable.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+PANEL = 200
+"""Rows of a panel when only one triangle of a product is computed (measured, see docs)."""
+
+BLOCK = 256
+"""Size below which a triangular matrix is inverted by substitution (measured, see docs)."""
+
+
+def panel_bounds(dim: int) -> list[tuple[int, int]]:
+    """Cuts ``range(dim)`` into near-equal panels of about `PANEL` rows.
+
+    Small matrices are one panel: slicing them costs more than the saved half of the product.
+    """
+    panels = max(1, dim // PANEL)
+    if panels < 3:
+        panels = 1
+    cuts = [round(dim * i / panels) for i in range(panels + 1)]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def second_moment(rows: tf.Tensor) -> tf.Tensor:
+    """The sum of outer products of `rows`, as a lower triangle.
+
+    Args:
+        rows: ``[..., n, d]``.
+
+    Returns:
+        ``[..., d, d]``, the lower triangle of ``rowsᵀ rows``. Wide matrices are computed panel
+        by panel, which skips most of the upper triangle (then filled with zeros).
+    """
+    dim = rows.shape[-1]
+    bounds = panel_bounds(dim)
+    if len(bounds) == 1 or rows.shape.rank != 2:
+        return tf.matmul(rows, rows, transpose_a=True)
+    panels = [
+        tf.pad(
+            tf.matmul(rows[:, start:stop], rows[:, :stop], transpose_a=True),
+            [[0, 0], [0, dim - stop]],
+        )
+        for start, stop in bounds
+    ]
+    return tf.concat(panels, axis=0)
+
+
+def border(lower: tf.Tensor, row: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
+    """Appends a last row to a lower triangle: the bias of maths.md §2, without a ones column.
+
+    Args:
+        lower: ``[..., d, d]``.
+        row: ``[..., d]``.
+        corner: ``[...]``.
+
+    Returns:
+        ``[..., d + 1, d + 1]``, lower triangle.
+    """
+    paddings = [[0, 0]] * (lower.shape.rank - 1) + [[0, 1]]
+    last = tf.concat([row, corner[..., None]], axis=-1)
+    return tf.concat([tf.pad(lower, paddings), last[..., None, :]], axis=-2)
+
+
+def symmetric(lower: tf.Tensor) -> tf.Tensor:
+    """The full symmetric matrix of a lower triangle."""
+    strict = tf.linalg.set_diag(
+        tf.linalg.band_part(lower, -1, 0), tf.zeros_like(tf.linalg.diag_part(lower))
+    )
+    return strict + tf.linalg.matrix_transpose(tf.linalg.band_part(lower, -1, 0))
+
+
+def shifted(lower: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    """``lower + shift·I`` for a `shift` of shape ``[...]`` (one a matrix of the stack)."""
+    diagonal = tf.linalg.diag_part(lower)
+    return tf.linalg.set_diag(lower, diagonal + shift[..., None])
+
+
+def inverse(lower: tf.Tensor) -> tf.Tensor:
+    """The inverse of a positive definite matrix given by its lower triangle.
+
+    Cholesky, then the triangular inverse by recursive halving, so that nearly all the work is
+    matrix products (on every device the fastest kernel there is).
+
+    Returns:
+        ``[..., d, d]``, full and symmetric; NaN where the matrix is not positive definite.
+    """
+    root = _triangular_inverse(tf.linalg.cholesky(lower))
+    return _gram_of_triangle(root)
+
+
+def eigenbasis(lower: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Eigenvalues (clipped at zero) and eigenvectors of a positive semi-definite matrix.
+
+    ``eigh`` raises an uncatchable error on non-finite input outside XLA, so such a matrix is
+    replaced by the identity and its result by NaN: callers keep their last good basis.
+
+    Returns:
+        ``(values [..., d], vectors [..., d, d])``, ascending, vectors in columns.
+    """
+    finite = all_finite(tf.linalg.band_part(lower, -1, 0))
+    safe = tf.where(finite, lower, tf.eye(lower.shape[-1], dtype=lower.dtype))
+    values, vectors = tf.linalg.eigh(safe)
+    poison = tf.where(finite, tf.zeros([], lower.dtype), tf.constant(float("nan"), lower.dtype))
+    return tf.maximum(values, 0.0) + poison, vectors + poison
+
+
+def mean_eigenvalue(lower: tf.Tensor) -> tf.Tensor:
+    """``tr(M) / dim(M)`` of each matrix of the stack, ``[...]``."""
+    return tf.reduce_mean(tf.linalg.diag_part(lower), axis=-1)
+
+
+def all_finite(*tensors: tf.Tensor) -> tf.Tensor:
+    """A boolean scalar: no entry of any tensor is NaN or infinite.
+
+    A sum of ``0·x`` is NaN exactly if some entry is not finite; it reads memory once.
+    """
+    return tf.reduce_all([tf.math.is_finite(tf.reduce_sum(x * 0)) for x in tensors])
+
+
+def _triangular_inverse(lower: tf.Tensor) -> tf.Tensor:
+    """The inverse of a lower triangular matrix, lower triangular.
+
+    ``[[P, 0], [R, Q]]⁻¹ = [[P⁻¹, 0], [−Q⁻¹ R P⁻¹, Q⁻¹]]``.
+    """
+    dim = lower.shape[-1]
+    if dim <= BLOCK or lower.shape.rank != 2:
+        eye = tf.eye(dim, batch_shape=tf.shape(lower)[:-2], dtype=lower.dtype)
+        return tf.linalg.triangular_solve(lower, eye)
+    half = dim // 2
+    head = _triangular_inverse(lower[:half, :half])
+    tail = _triangular_inverse(lower[half:, half:])
+    corner = -tf.matmul(tail, tf.matmul(lower[half:, :half], head))
+    return tf.concat(
+        [tf.pad(head, [[0, 0], [0, dim - half]]), tf.concat([corner, tail], axis=1)], axis=0
+    )
+
+
+def _gram_of_triangle(lower: tf.Tensor) -> tf.Tensor:
+    """``LᵀL`` of a lower triangular L, skipping the zero blocks of L."""
+    dim = lower.shape[-1]
+    if dim <= BLOCK or lower.shape.rank != 2:
+        return tf.matmul(lower, lower, transpose_a=True)
+    half = dim // 2
+    below, tail = lower[half:, :half], lower[half:, half:]
+    head = _gram_of_triangle(lower[:half, :half]) + tf.matmul(below, below, transpose_a=True)
+    corner = tf.matmul(tail, below, transpose_a=True)
+    return tf.concat(
+        [
+            tf.concat([head, tf.transpose(corner)], axis=1),
+            tf.concat([corner, _gram_of_triangle(tail)], axis=1),
+        ],
+        axis=0,
+    )

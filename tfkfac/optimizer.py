@@ -1,0 +1,457 @@
+"""KFAC: the order of one step. Every "how" is in a file below."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfkfac import keras_internals, linalg, losses
+from tfkfac.blocks import Block, KroneckerBlock
+from tfkfac.capture import Record, Recorder
+from tfkfac.cost import refresh_cost
+from tfkfac.factors import METHODS, refresh_is_due, stagger
+from tfkfac.fisher import ESTIMATORS, PhiloxNoise
+from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of
+from tfkfac.layer_collection import LayerCollection, supported
+from tfkfac.losses import Observation
+from tfkfac.step_size import kl_clip_scale
+from tfkfac.use_weights import use_weights
+
+
+@keras.saving.register_keras_serializable(package="tfkfac")
+class KFAC(keras.optimizers.Optimizer):
+    """Kronecker-factored approximate curvature: natural-gradient descent for Keras models.
+
+    One step is ``δ ← μ·δ − ν·α·F̂⁻¹g``, where F̂ approximates the Fisher matrix of the model's own
+    predictions (the generalised Gauss-Newton matrix of the loss) by Kronecker products, one block
+    a layer (Martens & Grosse 2015, Grosse & Martens 2016). All units are those of the per-example
+    mean loss, whatever the batch size or the reduction of the loss.
+
+    Example:
+
+    ```python
+    import keras, tfkfac
+
+    model.compile(optimizer=tfkfac.KFAC(), loss="sparse_categorical_crossentropy")
+    model.fit(x, y)
+    ```
+
+    Args:
+        learning_rate: α, a float or a ``keras.optimizers.schedules`` schedule.
+        momentum: μ in [0, 1), a float or a schedule.
+        damping: λ > 0, a float or a schedule: what is added to the curvature. Larger is more
+            careful.
+        factor_decay: Decay of the averages of the factors, for each factor update.
+        factor_update_every: Steps between two updates of the factors.
+        inverse_update_every: Steps in which every inverse is recomputed once; layers take turns,
+            so that no step takes all.
+        fisher: "mc" samples targets from the model, "exact" sums over all of them, "empirical"
+            uses the labels of the data.
+        method: "cholesky" (factored Tikhonov damping) or "eigen" (exact Tikhonov damping).
+        kl_clip: Bound c of ``α² gᵀF̂⁻¹g``: longer steps are scaled down. None for no bound.
+        skip: Regular expressions; layers whose path one of them matches get no curvature.
+        max_exact_outputs: Limit of the scalars in one example's output for ``fisher="exact"``.
+        model: The model, where it is not introduced by ``model.compile`` (see `attach`).
+        seed: Seed of the sampled targets; drawn from Python's random numbers if None.
+        name: Name of the optimizer.
+        **kwargs: As for every Keras optimizer: `weight_decay` (decoupled), `clipnorm`,
+            `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
+            `loss_scale_factor`.
+
+    Raises:
+        ValueError: An argument is not allowed; the message says what is.
+    """
+
+    momentum = Hyperparameter(Range(0.0, 1.0, open_above=True))
+    damping = Hyperparameter(Range(0.0, open_below=True))
+    factor_decay = Hyperparameter(Range(0.0, 1.0, open_above=True))
+    factor_update_every = Hyperparameter(Range(1, integer=True))
+    inverse_update_every = Hyperparameter(Range(1, integer=True))
+    kl_clip = Hyperparameter(Range(0.0, open_below=True), optional=True)
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.1,
+        momentum: Any = 0.9,
+        damping: Any = 1e-3,
+        *,
+        factor_decay: Any = 0.95,
+        factor_update_every: int = 1,
+        inverse_update_every: int = 10,
+        fisher: str = "mc",
+        method: str = "cholesky",
+        kl_clip: Any = None,
+        skip: Sequence[str] = (),
+        max_exact_outputs: int = 1024,
+        model: Any = None,
+        seed: int | None = None,
+        name: str = "kfac",
+        **kwargs: Any,
+    ) -> None:
+        _require_choice("fisher", fisher, ESTIMATORS)
+        _require_choice("method", method, METHODS)
+        if kwargs.get("gradient_accumulation_steps"):
+            raise ValueError(
+                "Argument `gradient_accumulation_steps` is not supported by KFAC yet, got "
+                f"{kwargs['gradient_accumulation_steps']!r}: the factors would have to be "
+                "accumulated too. Use a larger batch."
+            )
+        if isinstance(learning_rate, int | float):
+            Range(0.0).check("learning_rate", learning_rate)
+            learning_rate = float(learning_rate)
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        given = {
+            "momentum": momentum,
+            "damping": damping,
+            "factor_decay": factor_decay,
+            "factor_update_every": factor_update_every,
+            "inverse_update_every": inverse_update_every,
+            "kl_clip": kl_clip,
+        }
+        for key, hyperparameter in hyperparameters_of(KFAC).items():
+            hyperparameter.create(self, given[key])
+        self.fisher = fisher
+        self.method = method
+        self.skip = tuple(skip)
+        self.max_exact_outputs = max_exact_outputs
+        self.seed = random.randrange(2**31) if seed is None else int(seed)
+        self._recorder = Recorder()
+        self._model_reference: Any = lambda: None
+        self._collection: LayerCollection | None = None
+        if model is not None:
+            self.attach(model)
+
+    # --- meeting the model -----------------------------------------------------------------
+
+    def attach(self, model: Any) -> None:
+        """Introduces the optimizer to the model that it trains.
+
+        ``model.compile(optimizer=...)`` does so by itself. Call it in training loops of your own,
+        and for models whose `compile` has other arguments.
+
+        Args:
+            model: The Keras model.
+
+        Raises:
+            ValueError: The optimizer belongs to another model, or the model was compiled with a
+                loss that has no known predictive distribution.
+        """
+        current = self._model_reference()
+        if current is not model and (current is not None or self.built):
+            name = "that is gone" if current is None else repr(current.name)
+            raise ValueError(
+                f"This KFAC already trains a model, {name}, and cannot also train "
+                f"{model.name!r}: its curvature belongs to one model. Make a new "
+                "tfkfac.KFAC(...), or call optimizer.detach() first if it has not trained yet."
+            )
+        if self.fisher != "empirical":
+            losses.require_supported(getattr(model, "loss", None))
+        if current is None:
+            self._model_reference = weakref.ref(model)
+            self._recorder.attach(model)
+        self._observe_layers()
+
+    def detach(self) -> None:
+        """Takes the optimizer's stand-ins off the model, which is then as it was before."""
+        self._recorder.detach()
+        self._model_reference = lambda: None
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Record]:
+        """Records the forward passes of a training step that KFAC cannot see by itself.
+
+        For a `train_step` that calls neither the model as a whole nor `compute_loss` (a VAE), or
+        calls the model several times (a GAN's discriminator).
+
+        Example:
+
+        ```python
+        with tf.GradientTape() as tape:
+            with optimizer.record() as record:
+                y_pred = model(x, training=True)
+                loss = record.loss(loss_fn, y, y_pred)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        ```
+
+        Yields:
+            The record; its `loss` evaluates a Keras loss and notes it.
+        """
+        self._require_model()
+        self._observe_layers()
+        with self._recorder.recording(explicit=True) as record:
+            yield record
+
+    @property
+    def layer_collection(self) -> LayerCollection:
+        """The blocks of the model.
+
+        Raises:
+            ValueError: There is no model, or it has no weights yet.
+        """
+        if self._collection is None:
+            model = self._require_model()
+            return LayerCollection.scan(model, method=self.method, skip=self.skip)
+        return self._collection
+
+    # --- state -----------------------------------------------------------------------------
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Makes all state, from shapes alone.
+
+        Args:
+            variables: The model's trainable variables.
+
+        Raises:
+            ValueError: There is no model, or the variables are not its.
+        """
+        if self.built:
+            return
+        model = self._require_model()
+        known = {id(variable) for variable in model.trainable_variables}
+        foreign = [v for v in variables if id(v) not in known]
+        if foreign or len(variables) != len(known):
+            raise ValueError(
+                f"KFAC was attached to model {model.name!r} with {len(known)} trainable variables, "
+                f"but is to be built for {len(variables)}, of which {len(foreign)} are not the "
+                "model's. Attach the optimizer to the model whose variables it trains."
+            )
+        super().build(variables)
+        self._collection = self.layer_collection
+        self._velocities = self.add_optimizer_variables(variables, "momentum")
+        self._updates = self.add_variable(shape=(), dtype="int64", name="updates")
+        self._skipped_steps = self.add_variable(shape=(), dtype="int64", name="skipped_steps")
+        self._largest_batch = self.add_variable(shape=(), dtype="float32", name="largest_batch")
+        for block in self._collection:
+            block.build(self.add_variable, lambda: tf.convert_to_tensor(self.damping))
+        self._observe_layers()
+        self._collection.warn_of_fallbacks()
+
+    # --- one step --------------------------------------------------------------------------
+
+    def _backend_apply_gradients(
+        self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[Any]
+    ) -> None:
+        """One step, from the gradients of Keras' own backward pass."""
+        record = self._recorder.take(self._require_model().name)
+        self._require_recorded(record, trainable_variables)
+        observations = [losses.observe(call) for call in record.losses]
+        gradients = [tf.convert_to_tensor(gradient) for gradient in self._clip_gradients(grads)]
+        gradients = _of_mean_loss(gradients, observations)
+        tf.cond(
+            linalg.all_finite(*gradients),
+            lambda: self._step(record, observations, gradients, trainable_variables),
+            self._skip_step,
+        )
+
+    def _step(
+        self,
+        record: Record,
+        observations: Sequence[Observation],
+        gradients: Sequence[tf.Tensor],
+        variables: Sequence[Any],
+    ) -> None:
+        """Curvature, direction, momentum, assignment: the algorithm."""
+        tf.cond(
+            self._updates % self.factor_update_every == 0,
+            lambda: self._update_factors(record, observations),
+            lambda: None,
+        )
+        self._refresh_inverses()
+        directions = self._precondition(gradients, variables)
+        scale = self._step_scale(gradients, directions)
+        self._apply_weight_decay(variables)
+        for variable, direction in zip(variables, directions, strict=True):
+            velocity = self._velocities[self._get_variable_index(variable)]
+            momentum = tf.cast(self.momentum, velocity.dtype)
+            step = tf.cast(scale, velocity.dtype) * tf.cast(direction, velocity.dtype)
+            velocity.assign(momentum * velocity - step)
+            self.assign_add(variable, velocity)
+        self._updates.assign_add(1)
+        self._average_weights()
+
+    def _skip_step(self) -> None:
+        """A gradient is not finite: nothing changes but the count of such steps."""
+        self._skipped_steps.assign_add(1)
+
+    def _update_factors(self, record: Record, observations: Sequence[Observation]) -> None:
+        """Enters the statistics of the batch: the one extra backward pass."""
+        blocks = [b for b in self._collection.kronecker_blocks if record.uses_of(b)]
+        weights = {
+            id(block): [use_weights(use, block, observations) for use in record.uses_of(block)]
+            for block in blocks
+        }
+        batch = observations[0].batch
+
+        def output_statistics(injected: list[tf.Tensor]) -> list[dict[str, tf.Tensor]]:
+            targets = [observation.predictive.target for observation in observations]
+            gradients = record.backpropagate(targets, injected, blocks)
+            return [
+                block.output_statistics(gradients[id(block)], weights[id(block)])
+                for block in blocks
+            ]
+
+        estimator = ESTIMATORS[self.fisher](self.max_exact_outputs)
+        noise = PhiloxNoise(self.seed, self._iterations)
+        outputs = estimator.sum(observations, noise, output_statistics)
+        share = self._share_of_batch(batch)
+        for block, output in zip(blocks, outputs, strict=True):
+            inputs = block.input_statistics(record.uses_of(block), weights[id(block)], batch)
+            block.update(inputs | output, self.factor_decay, share)
+
+    def _share_of_batch(self, batch: tf.Tensor) -> tf.Tensor:
+        """n / N: a partial batch enters the averages with its share of the largest seen."""
+        size = tf.cast(batch, tf.float32)
+        self._largest_batch.assign(tf.maximum(self._largest_batch, size))
+        return size / self._largest_batch
+
+    def _refresh_inverses(self) -> None:
+        """Recomputes the inverses of the blocks whose turn it is."""
+        blocks = self._collection.kronecker_blocks
+        phases = stagger([refresh_cost(block) for block in blocks])
+        for block, phase in zip(blocks, phases, strict=True):
+            due = refresh_is_due(phase, self.inverse_update_every, self._updates)
+
+            def refresh(block: KroneckerBlock = block) -> None:
+                block.refresh(tf.convert_to_tensor(self.damping))
+
+            tf.cond(due, refresh, lambda: None)
+
+    def _precondition(
+        self, gradients: Sequence[tf.Tensor], variables: Sequence[Any]
+    ) -> list[tf.Tensor]:
+        """p = F̂⁻¹g, block by block."""
+        given = {self._var_key(v): g for v, g in zip(variables, gradients, strict=True)}
+        directions: dict[Any, tf.Tensor] = {}
+        for block in self._collection:
+            keys = [self._var_key(variable) for variable in block.variables]
+            if not any(key in given for key in keys):
+                continue
+            missing = [key not in given for key in keys]
+            gradients_of_block = [
+                tf.zeros(variable.shape, variable.dtype) if absent else given[key]
+                for key, variable, absent in zip(keys, block.variables, missing, strict=True)
+            ]
+            directions.update(zip(keys, block.precondition(gradients_of_block), strict=True))
+        return [directions[self._var_key(variable)] for variable in variables]
+
+    def _step_scale(
+        self, gradients: Sequence[tf.Tensor], directions: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """ν·α: the learning rate, within the bound of the KL clip."""
+        learning_rate = tf.convert_to_tensor(self.learning_rate)
+        if self.kl_clip is None:
+            return learning_rate
+        decrement = tf.add_n(
+            [
+                tf.cast(tf.reduce_sum(g * tf.cast(p, g.dtype)), learning_rate.dtype)
+                for g, p in zip(gradients, directions, strict=True)
+            ]
+        )
+        clip = tf.cast(self.kl_clip, learning_rate.dtype)
+        return learning_rate * kl_clip_scale(clip, learning_rate, decrement)
+
+    def _average_weights(self) -> None:
+        """Keras' ``use_ema``."""
+        if not self.use_ema:
+            return
+        self._update_model_variables_moving_average(self._trainable_variables)
+        if self.ema_overwrite_frequency:
+            tf.cond(
+                (self._iterations + 1) % self.ema_overwrite_frequency == 0,
+                lambda: self._overwrite_model_variables_with_average_value(
+                    self._trainable_variables
+                ),
+                lambda: None,
+            )
+
+    # --- configuration ---------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments; the model is never among them."""
+        config = super().get_config()
+        config.pop("gradient_accumulation_steps", None)
+        for key, hyperparameter in hyperparameters_of(KFAC).items():
+            config[key] = hyperparameter.config(self)
+        config.update(
+            fisher=self.fisher,
+            method=self.method,
+            skip=list(self.skip),
+            max_exact_outputs=self.max_exact_outputs,
+            seed=self.seed,
+        )
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> KFAC:
+        """The reverse of `get_config`."""
+        scheduled = {
+            key: keras.optimizers.schedules.deserialize(value, custom_objects=custom_objects)
+            for key, value in config.items()
+            if isinstance(value, dict)
+        }
+        return cls(**{**config, **scheduled})
+
+    def _require_model(self) -> Any:
+        model = self._model_reference()
+        if model is None:
+            raise ValueError(
+                "This KFAC has no model. `import tfkfac` before the model is compiled or loaded, "
+                "so that `model.compile(optimizer=...)` introduces it; otherwise call "
+                "optimizer.attach(model), or construct it with KFAC(model=model)."
+            )
+        return model
+
+    def _require_recorded(self, record: Record, variables: Sequence[Any]) -> None:
+        """Every Kronecker block with a gradient must have been seen in the forward pass."""
+        trained = {self._var_key(variable) for variable in variables}
+        for block in self._collection.kronecker_blocks:
+            if record.uses_of(block):
+                continue
+            if not any(self._var_key(variable) in trained for variable in block.variables):
+                continue
+            why = "was not seen in the forward pass"
+            if block.name in record.unreachable:
+                why = "runs inside an inner graph (a tf.function, a loop or a branch)"
+            raise ValueError(
+                f"Layer {block.name!r} {why}, so KFAC has no statistics of it. Call layers in the "
+                "model's own `call`, without a tf.function around them, and build the model before "
+                f"training (model(x)); or leave the layer out: KFAC(skip=({block.name!r},))."
+            )
+
+    def _observe_layers(self) -> None:
+        """Observes every layer that may get a Kronecker block."""
+        layers = keras_internals.flatten_layers(self._require_model())
+        self._recorder.observe_layers(layer for layer in layers if supported(layer))
+
+
+def _of_mean_loss(
+    gradients: Sequence[tf.Tensor], observations: Sequence[Observation]
+) -> list[tf.Tensor]:
+    """The gradients of the mean loss: of h / N where Keras sums over the batch (maths.md §1)."""
+    summed = {observation.summed for observation in observations}
+    if len(summed) > 1:
+        raise ValueError(
+            "Some of the model's losses are sums over the batch (reduction='sum' or None) and some "
+            "are means, so that the curvature has no unit of its own. Give all losses the same "
+            "reduction, and use loss_weights to balance them."
+        )
+    if not summed.pop():
+        return list(gradients)
+    batch = observations[0].batch
+    return [gradient / tf.cast(batch, gradient.dtype) for gradient in gradients]
+
+
+def _require_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Argument `{name}` must be one of {allowed}; got {name}={value!r}.")

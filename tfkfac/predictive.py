@@ -1,0 +1,328 @@
+"""The distributions that a model's outputs predict, and the gradients that sample its Fisher.
+
+Targets are sampled by own transforms of counter-based noise, so that graph, eager and XLA see the
+same bits; each distribution is a ``tfp.distributions`` object through `Predictive.distribution`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+
+class Noise(Protocol):
+    """A source of counter-based random numbers."""
+
+    def uniform(self, shape: Any, dtype: Any) -> tf.Tensor:
+        """Numbers in [0, 1)."""
+
+    def normal(self, shape: Any, dtype: Any) -> tf.Tensor:
+        """Standard normal numbers."""
+
+    def seed(self) -> tf.Tensor:
+        """A stateless seed, ``int32 [2]``, for samplers that are not ours."""
+
+
+class Predictive(abc.ABC):
+    """The distribution that one output of the model predicts, unit by unit.
+
+    Gradients are of −log p with respect to `target`, the tensor of the forward pass at which the
+    backward pass starts. The GGN is taken at the natural parameters ("logits"); where the model
+    returns probabilities and the logits cannot be found, `chain` maps there.
+
+    Attributes:
+        target: The tensor to backpropagate from.
+        chain: d(logits)/d(target), elementwise, or None where they are the same.
+        axis: The axis of `target` that makes up one unit, or None where every scalar is one.
+    """
+
+    def __init__(
+        self, target: tf.Tensor, chain: tf.Tensor | None = None, axis: int | None = None
+    ) -> None:
+        self.target = target
+        self.chain = chain
+        self.axis = axis
+
+    @property
+    def scalars(self) -> int | None:
+        """Scalars in one unit (None where that is not known)."""
+        return 1 if self.axis is None else self.target.shape[self.axis]
+
+    def units(self) -> tf.Tensor:
+        """The number of units in the batch, scalar."""
+        return tf.size(self.target) // (self.scalars or 1)
+
+    @property
+    @abc.abstractmethod
+    def distribution(self) -> Any:
+        """The same as a ``tfp.distributions.Distribution`` over targets."""
+
+    @abc.abstractmethod
+    def sampled_gradient(self, noise: Noise) -> tf.Tensor:
+        """∂(−log p(y))/∂logits for targets y drawn from p."""
+
+    @abc.abstractmethod
+    def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
+        """∂(−log p(y))/∂logits for the labels of the data (``fisher="empirical"``)."""
+
+    @abc.abstractmethod
+    def root_column(self, index: tf.Tensor) -> tf.Tensor:
+        """Column `index` of R with R Rᵀ = the Fisher of a unit at its logits (one a scalar).
+
+        Args:
+            index: Position of a scalar in a unit.
+
+        Returns:
+            A tensor of the shape of the logits: that column for every unit.
+        """
+
+    def to_target(self, gradient: tf.Tensor) -> tf.Tensor:
+        """A gradient at the logits as one at `target`."""
+        return gradient if self.chain is None else gradient * self.chain
+
+
+class Categorical(Predictive):
+    """One of K classes along an axis; F = diag p − p pᵀ at the logits.
+
+    Args:
+        logits: Unnormalised log-probabilities.
+        axis: The class axis.
+        target: The tensor to backpropagate from; `logits` itself if None.
+        chain: See `Predictive`.
+    """
+
+    def __init__(
+        self,
+        logits: tf.Tensor,
+        axis: int = -1,
+        target: tf.Tensor | None = None,
+        chain: tf.Tensor | None = None,
+    ) -> None:
+        super().__init__(logits if target is None else target, chain, axis % logits.shape.rank)
+        self.logits = logits
+
+    @property
+    def distribution(self) -> Any:
+        """``tfp.distributions.Categorical`` with the class axis last."""
+        return _tfd().Categorical(logits=_move_last(self.logits, self.axis))
+
+    def sampled_gradient(self, noise: Noise) -> tf.Tensor:
+        """``p − onehot(y)``, y by inversion of the cumulative distribution."""
+        probabilities = tf.nn.softmax(self.logits, axis=self.axis)
+        cumulative = tf.cumsum(probabilities, axis=self.axis)
+        total = tf.gather(cumulative, [cumulative.shape[self.axis] - 1], axis=self.axis)
+        threshold = total * noise.uniform(tf.shape(total), total.dtype)
+        below = tf.cast(cumulative <= threshold, tf.int32)
+        classes = tf.minimum(
+            tf.reduce_sum(below, axis=self.axis), self.logits.shape[self.axis] - 1
+        )
+        return probabilities - self._one_hot(classes)
+
+    def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
+        """``p − y`` for one-hot, soft or integer labels y."""
+        if labels.shape.rank == self.logits.shape.rank - 1:
+            labels = self._one_hot(tf.cast(labels, tf.int32))
+        elif labels.shape[self.axis] == 1 and self.logits.shape[self.axis] != 1:
+            labels = self._one_hot(tf.cast(tf.squeeze(labels, self.axis), tf.int32))
+        return tf.nn.softmax(self.logits, axis=self.axis) - tf.cast(labels, self.logits.dtype)
+
+    def root_column(self, index: tf.Tensor) -> tf.Tensor:
+        """``√p_k (e_k − p)``."""
+        probabilities = tf.nn.softmax(self.logits, axis=self.axis)
+        chosen = tf.gather(probabilities, [index], axis=self.axis)
+        shape = [1] * self.logits.shape.rank
+        shape[self.axis] = -1
+        unit = tf.reshape(
+            tf.one_hot(index, self.logits.shape[self.axis], dtype=self.logits.dtype), shape
+        )
+        return tf.sqrt(chosen) * (unit - probabilities)
+
+    def _one_hot(self, classes: tf.Tensor) -> tf.Tensor:
+        depth = self.logits.shape[self.axis]
+        return tf.one_hot(classes, depth, axis=self.axis, dtype=self.logits.dtype)
+
+
+class Bernoulli(Predictive):
+    """Independent yes-or-no outputs; F = p(1 − p) at the logits.
+
+    Args:
+        logits: Log-odds.
+        target: The tensor to backpropagate from; `logits` itself if None.
+        chain: See `Predictive`.
+    """
+
+    def __init__(
+        self,
+        logits: tf.Tensor,
+        target: tf.Tensor | None = None,
+        chain: tf.Tensor | None = None,
+    ) -> None:
+        super().__init__(logits if target is None else target, chain)
+        self.logits = logits
+
+    @property
+    def distribution(self) -> Any:
+        """``tfp.distributions.Bernoulli``."""
+        return _tfd().Bernoulli(logits=self.logits)
+
+    def sampled_gradient(self, noise: Noise) -> tf.Tensor:
+        """``p − y``."""
+        probabilities = tf.sigmoid(self.logits)
+        draws = noise.uniform(tf.shape(self.logits), self.logits.dtype)
+        return probabilities - tf.cast(draws < probabilities, self.logits.dtype)
+
+    def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
+        """``p − y``."""
+        return tf.sigmoid(self.logits) - tf.cast(labels, self.logits.dtype)
+
+    def root_column(self, index: tf.Tensor) -> tf.Tensor:
+        """``√(p(1 − p))``: a unit is one scalar."""
+        del index
+        return tf.sqrt(tf.sigmoid(self.logits) * tf.sigmoid(-self.logits))
+
+
+class Normal(Predictive):
+    """``−log p = (y − f)²``: a Normal with variance ½ around each output; F = 2.
+
+    Args:
+        mean: The outputs f.
+    """
+
+    def __init__(self, mean: tf.Tensor) -> None:
+        super().__init__(mean)
+
+    @property
+    def distribution(self) -> Any:
+        """``tfp.distributions.Normal``."""
+        return _tfd().Normal(self.target, tf.sqrt(tf.cast(0.5, self.target.dtype)))
+
+    def sampled_gradient(self, noise: Noise) -> tf.Tensor:
+        """``2(f − y) = −√2 ε``."""
+        root = tf.sqrt(tf.constant(2.0, self.target.dtype))
+        return -root * noise.normal(tf.shape(self.target), self.target.dtype)
+
+    def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
+        """``2(f − y)``."""
+        labels = tf.reshape(tf.cast(labels, self.target.dtype), tf.shape(self.target))
+        return 2.0 * (self.target - labels)
+
+    def root_column(self, index: tf.Tensor) -> tf.Tensor:
+        """``√2``: a unit is one scalar."""
+        del index
+        return tf.fill(tf.shape(self.target), tf.sqrt(tf.constant(2.0, self.target.dtype)))
+
+
+class Registered(Predictive):
+    """A user's own ``tfp.distributions`` object.
+
+    Args:
+        outputs: What the model returned.
+        make: Outputs → distribution, with one unit for each entry of its batch shape.
+    """
+
+    def __init__(self, outputs: tf.Tensor, make: Callable[[tf.Tensor], Any]) -> None:
+        super().__init__(outputs)
+        self._make = make
+
+    @property
+    def distribution(self) -> Any:
+        """What the user's function returned."""
+        return self._make(self.target)
+
+    @property
+    def scalars(self) -> int | None:
+        """Not known: a unit is whatever the distribution's batch shape says."""
+        return None
+
+    def units(self) -> tf.Tensor:
+        """The size of the distribution's batch shape."""
+        return tf.reduce_prod(self.distribution.batch_shape_tensor())
+
+    def sampled_gradient(self, noise: Noise) -> tf.Tensor:
+        """By automatic differentiation of ``log_prob`` at a sample."""
+        labels = tf.stop_gradient(self.distribution.sample(seed=noise.seed()))
+        return self.label_gradient(labels)
+
+    def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
+        """By automatic differentiation of ``log_prob``."""
+        with tf.GradientTape() as tape:
+            outputs = tf.identity(self.target)
+            tape.watch(outputs)
+            nll = -self._make(outputs).log_prob(labels)
+        return tape.gradient(nll, outputs, unconnected_gradients="zero")
+
+    def root_column(self, index: tf.Tensor) -> tf.Tensor:
+        """Not available.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "fisher='exact' needs the Fisher matrix of the predictive distribution in closed "
+            "form, which a registered tfp distribution does not give; use fisher='mc'."
+        )
+
+
+class Unknown(Predictive):
+    """A loss without a known distribution, of which only the labels' gradient exists.
+
+    Args:
+        outputs: What the model returned.
+        values: (labels, outputs) → loss values.
+        message: Why the loss is not known and what to do, for the error.
+    """
+
+    def __init__(
+        self,
+        outputs: tf.Tensor,
+        values: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        message: str,
+    ) -> None:
+        super().__init__(outputs)
+        self._values = values
+        self._message = message
+
+    @property
+    def scalars(self) -> int | None:
+        """Not known."""
+        return None
+
+    def units(self) -> tf.Tensor:
+        """Not known; the loss values are taken as they are."""
+        raise ValueError(self._message)
+
+    @property
+    def distribution(self) -> Any:
+        """Not known."""
+        raise ValueError(self._message)
+
+    def sampled_gradient(self, noise: Noise) -> tf.Tensor:
+        """Not available."""
+        raise ValueError(self._message)
+
+    def root_column(self, index: tf.Tensor) -> tf.Tensor:
+        """Not available."""
+        raise ValueError(self._message)
+
+    def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
+        """By automatic differentiation of the loss values."""
+        with tf.GradientTape() as tape:
+            outputs = tf.identity(self.target)
+            tape.watch(outputs)
+            values = self._values(tf.cast(labels, outputs.dtype), outputs)
+        return tape.gradient(values, outputs, unconnected_gradients="zero")
+
+
+def _move_last(tensor: tf.Tensor, axis: int) -> tf.Tensor:
+    order = [i for i in range(tensor.shape.rank) if i != axis]
+    return tf.transpose(tensor, [*order, axis])
+
+
+def _tfd() -> Any:
+    """``tfp.distributions``, imported when first used: it costs seconds."""
+    import tensorflow_probability as tfp
+
+    return tfp.distributions

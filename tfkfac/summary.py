@@ -1,0 +1,137 @@
+"""The table that ``optimizer.layer_collection.summary()`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+
+from tfkfac import cost
+from tfkfac.blocks import Block, KroneckerBlock
+
+
+def print_summary(
+    model_name: str,
+    blocks: Sequence[Block],
+    *,
+    coverage: float,
+    method: str,
+    batch_size: int,
+    factor_update_every: int,
+    inverse_update_every: int,
+    print_fn: Callable[[str], Any] | None = None,
+) -> None:
+    """Prints a table of blocks, totals, and what falls back.
+
+    Args:
+        model_name: For the title.
+        blocks: The blocks.
+        coverage: Share of the parameters under a Kronecker block.
+        method: How inverses are kept.
+        batch_size: For the predicted cost.
+        factor_update_every: Likewise.
+        inverse_update_every: Likewise.
+        print_fn: Receives the text; prints to the terminal by default.
+    """
+    costs = _costs(blocks, method, batch_size)
+    schedule = (factor_update_every, inverse_update_every)
+    table = rich.table.Table(title=f'KFAC blocks of model "{model_name}"', show_lines=False)
+    for heading in ("Layer (type)", "Block", "Factors"):
+        table.add_column(heading)
+    for heading in ("Param #", "Memory", "Step / SGD"):
+        table.add_column(heading, justify="right")
+    for block in blocks:
+        table.add_row(*_row(block, costs.get(id(block)), schedule))
+    console = rich.console.Console(highlight=False, width=None if print_fn is None else 100)
+    with console.capture() as text:
+        console.print(table)
+        for line in _totals(blocks, costs, coverage, batch_size, schedule):
+            console.print(line, soft_wrap=True)
+    (print_fn or print)(text.get())
+
+
+def _row(
+    block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int]
+) -> tuple[str, ...]:
+    layer = block.layers[0]
+    shapes = ", ".join(
+        f"{key} {'×'.join(map(str, shape))}" for key, shape in block.factor_shapes.items()
+    )
+    return (
+        f"{layer.name} ({type(layer).__name__})",
+        block.label,
+        shapes or str(block.reason),
+        f"{block.parameters:,}",
+        _bytes(_memory(block)),
+        _ratio(block_cost, schedule),
+    )
+
+
+def _totals(
+    blocks: Sequence[Block],
+    costs: dict[int, cost.StepCost],
+    coverage: float,
+    batch_size: int,
+    schedule: tuple[int, int],
+) -> list[str]:
+    parameters = sum(block.parameters for block in blocks)
+    memory = sum(_memory(block) for block in blocks)
+    fallbacks = [block for block in blocks if not block.factor_shapes]
+    lines = [
+        f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
+        f" Memory of averages and inverses: {_bytes(memory)}",
+        f" Predicted step: {_ratio(cost.total(costs.values()), schedule)} of an SGD step (operations,"
+        f" batch {batch_size}, factors every {schedule[0]}, inverses every {schedule[1]})",
+    ]
+    if fallbacks:
+        names = ", ".join(f"{block.name} ({block.reason})" for block in fallbacks)
+        lines.append(f" Without curvature (plain gradient): {names}")
+    return lines
+
+
+def _costs(blocks: Sequence[Block], method: str, batch_size: int) -> dict[int, cost.StepCost]:
+    """id of a block → its work, for the blocks whose number of uses is known."""
+    costs: dict[int, cost.StepCost] = {}
+    for block in blocks:
+        if not isinstance(block, KroneckerBlock):
+            continue
+        uses = _uses(block)
+        if uses is not None:
+            costs[id(block)] = cost.block_cost(block, batch_size, uses, method, first=not costs)
+    return costs
+
+
+def _uses(block: KroneckerBlock) -> int | None:
+    """|T| from the static shape of the layer's output, where Keras knows it."""
+    try:
+        shape = list(block.layers[0].output.shape)[1:]
+    except (AttributeError, ValueError):
+        return None
+    shape.pop(block.channel_axis - 1 if block.channel_axis > 0 else -1)
+    product = 1
+    for size in shape:
+        if size is None:
+            return None
+        product *= size
+    return product
+
+
+def _memory(block: Block) -> int:
+    bytes_each = 8 if getattr(block, "dtype", "float32") == "float64" else 4
+    return block.state_size * bytes_each
+
+
+def _ratio(block_cost: cost.StepCost | None, schedule: tuple[int, int]) -> str:
+    if block_cost is None or not block_cost.sgd:
+        return "–"
+    return f"{block_cost.kfac(*schedule) / block_cost.sgd:.2f}×"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1024 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024
+    raise AssertionError

@@ -1,0 +1,82 @@
+"""How masks and sample weights reach the places at which a layer is used (maths.md §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfkfac.blocks import KroneckerBlock, Use
+from tfkfac.blocks.block import UseWeights
+from tfkfac.losses import Observation
+
+
+def use_weights(
+    use: Use, block: KroneckerBlock, observations: Sequence[Observation]
+) -> UseWeights:
+    """ω of every place of a use.
+
+    ω is N·c_u of the unit at the same place where outputs and uses line up (a time step, say),
+    else of the place's example, and 1 without weights; masked places do not count.
+
+    Args:
+        use: A use of the block's layer.
+        block: The block.
+        observations: The losses of the step.
+    """
+    shape = tf.shape(use.preactivations)
+    axis = block.channel_axis % use.preactivations.shape.rank
+    places_shape = tf.concat([shape[:axis], shape[axis + 1 :]], axis=0)
+    static = use.preactivations.shape[:axis].concatenate(use.preactivations.shape[axis + 1 :])
+    mask = _mask_at_places(use.mask, static, block.dtype)
+    omega = _omega_at_places(observations, static, places_shape, block.dtype)
+    count = tf.cast(tf.reduce_prod(places_shape), block.dtype)
+    if mask is None and omega is None:
+        return UseWeights(None, count, count)
+    places = count if mask is None else _sum_over(mask, places_shape)
+    if mask is not None:
+        omega = mask if omega is None else omega * mask
+    return UseWeights(omega, _sum_over(omega, places_shape), places)
+
+
+def _omega_at_places(
+    observations: Sequence[Observation], static: tf.TensorShape, shape: tf.Tensor, dtype: str
+) -> tf.Tensor | None:
+    """N·c_u, broadcastable to the places, or None if no weights are in use."""
+    if not any(observation.weighted for observation in observations):
+        return None
+    weights = [
+        tf.cast(observation.weights, dtype)
+        for observation in observations
+        if observation.weights.shape.rank
+    ]
+    if all(_line_up(weight.shape, static) for weight in weights):
+        return tf.add_n(weights)
+    examples = tf.add_n(
+        [tf.reduce_sum(weight, axis=list(range(1, weight.shape.rank))) for weight in weights]
+    )
+    batch = tf.shape(examples)[0]
+    repeated = tf.broadcast_to(examples[:, None], [batch, shape[0] // batch])
+    return tf.reshape(repeated, [-1] + [1] * (static.rank - 1))
+
+
+def _mask_at_places(
+    mask: tf.Tensor | None, static: tf.TensorShape, dtype: str
+) -> tf.Tensor | None:
+    """A layer's input mask as numbers, broadcastable to its places."""
+    if mask is None or not _line_up(mask.shape, static[: mask.shape.rank]):
+        return None
+    weights = tf.cast(mask, dtype)
+    while weights.shape.rank < static.rank:
+        weights = weights[..., None]
+    return weights
+
+
+def _line_up(shape: tf.TensorShape, places: tf.TensorShape) -> bool:
+    """Whether two shapes agree axis by axis, as far as they are known."""
+    return bool(shape.rank == places.rank and shape.is_compatible_with(places))
+
+
+def _sum_over(values: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """The sum after broadcasting to `shape`."""
+    return tf.reduce_sum(tf.broadcast_to(values, shape))
