@@ -13,40 +13,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac.losses import Observation
+from tfkfac.predictive import Noise
 
 Backward = Callable[[list[tf.Tensor]], Any]
 """Gradients at the observations' targets → whatever is summed over backward passes."""
-
-
-class PhiloxNoise:
-    """Counter-based noise, the same in graph mode, eager mode and under XLA.
-
-    Args:
-        seed: The optimizer's seed.
-        step: The count of steps; each step has its own numbers.
-    """
-
-    def __init__(self, seed: int, step: tf.Tensor) -> None:
-        self._seed = seed
-        self._step = tf.cast(step, tf.int64)
-        self._streams = 0
-
-    def uniform(self, shape: Any, dtype: Any) -> tf.Tensor:
-        """Numbers in [0, 1)."""
-        return tf.random.stateless_uniform(shape, self._next(), dtype=dtype, alg="philox")
-
-    def normal(self, shape: Any, dtype: Any) -> tf.Tensor:
-        """Standard normal numbers."""
-        return tf.random.stateless_normal(shape, self._next(), dtype=dtype, alg="philox")
-
-    def seed(self) -> tf.Tensor:
-        """A stateless seed for samplers that are not ours."""
-        return tf.cast(self._next() % (2**31 - 1), tf.int32)
-
-    def _next(self) -> tf.Tensor:
-        """A seed of its own for each draw of a step."""
-        self._streams += 1
-        return tf.stack([tf.constant(self._seed * 1_000_003 + self._streams, tf.int64), self._step])
 
 
 class Estimator(abc.ABC):
@@ -54,7 +24,7 @@ class Estimator(abc.ABC):
 
     @abc.abstractmethod
     def sum(
-        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+        self, observations: Sequence[Observation], noise: Noise, backward: Backward
     ) -> Any:
         """The sum of `backward` over the backward passes that the estimate takes."""
 
@@ -63,7 +33,7 @@ class MonteCarlo(Estimator):
     """One backward pass from targets drawn from the model's own predictions."""
 
     def sum(
-        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+        self, observations: Sequence[Observation], noise: Noise, backward: Backward
     ) -> Any:
         """One pass."""
         return backward([o.inject(o.predictive.sampled_gradient(noise)) for o in observations])
@@ -73,7 +43,7 @@ class Empirical(Estimator):
     """One backward pass from the labels of the data: the "empirical Fisher", not the GGN."""
 
     def sum(
-        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+        self, observations: Sequence[Observation], noise: Noise, backward: Backward
     ) -> Any:
         """One pass."""
         del noise
@@ -96,7 +66,7 @@ class Exact(Estimator):
         self._max_outputs = max_outputs
 
     def sum(
-        self, observations: Sequence[Observation], noise: PhiloxNoise, backward: Backward
+        self, observations: Sequence[Observation], noise: Noise, backward: Backward
     ) -> Any:
         """A pass for each scalar of each output in turn, the other outputs sending nothing."""
         del noise

@@ -16,10 +16,11 @@ from tfkfac.blocks import Block, KroneckerBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.cost import refresh_cost
 from tfkfac.factors import METHODS, refresh_is_due, stagger
-from tfkfac.fisher import ESTIMATORS, PhiloxNoise
+from tfkfac.fisher import ESTIMATORS
 from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of
 from tfkfac.layer_collection import LayerCollection, supported
 from tfkfac.losses import Observation
+from tfkfac.noise import PhiloxNoise
 from tfkfac.step_size import kl_clip_scale
 from tfkfac.use_weights import use_weights
 
