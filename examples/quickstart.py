@@ -50,7 +50,7 @@ def main() -> None:
 def optimizers(seed: int) -> dict[str, keras.optimizers.Optimizer]:
     """Returns the optimizers to compare; each one's numbers are the best of a small grid."""
     return {
-        "KFAC": tfkfac.KFAC(learning_rate=0.1, momentum=0.9, damping=1e-2, seed=seed),
+        "KFAC": tfkfac.KFAC(learning_rate=0.1, damping=0.03, kl_clip=1e-4, seed=seed),
         "Adam": keras.optimizers.Adam(learning_rate=3e-3),
         "SGD": keras.optimizers.SGD(learning_rate=0.1, momentum=0.9, nesterov=True),
     }
@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of each training")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of each training")
     parser.add_argument("--batch-size", type=int, default=128, help="examples an update")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and KFAC")
     parser.add_argument("--output", default="quickstart.png", help="the PNG to write")

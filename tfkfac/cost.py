@@ -7,10 +7,10 @@ bound it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tfkfac import linalg
-from tfkfac.blocks import KroneckerBlock
+from tfkfac.blocks import Block, KroneckerBlock
 
 _INVERSE_FLOPS = {"cholesky": 2.0, "eigen": 9.0}
 """Operations of one inverse (or eigendecomposition), in units of d³."""
@@ -87,6 +87,33 @@ def block_cost(
         precondition=block.groups * products,
         inverses=block.groups * _INVERSE_FLOPS[method] * (inputs**3 + outputs**3),
     )
+
+
+def block_costs(blocks: Sequence[Block], method: str, batch_size: int) -> dict[int, StepCost]:
+    """id of a block → its work, for the blocks whose number of uses is known."""
+    costs: dict[int, StepCost] = {}
+    for block in blocks:
+        if not isinstance(block, KroneckerBlock):
+            continue
+        uses = uses_of_output(block)
+        if uses is not None:
+            costs[id(block)] = block_cost(block, batch_size, uses, method, first=not costs)
+    return costs
+
+
+def uses_of_output(block: KroneckerBlock) -> int | None:
+    """|T| from the static shape of the layer's output, where Keras knows it."""
+    try:
+        shape = list(block.layers[0].output.shape)[1:]
+    except (AttributeError, ValueError):
+        return None
+    shape.pop(block.channel_axis - 1 if block.channel_axis > 0 else -1)
+    product = 1
+    for size in shape:
+        if size is None:
+            return None
+        product *= size
+    return product
 
 
 def total(costs: Iterable[StepCost]) -> StepCost:

@@ -27,8 +27,9 @@ def install() -> None:
         result = compile_model(model, *args, **kwargs)
         optimizer = getattr(model, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if hasattr(optimizer, "attach"):
-            optimizer.attach(model)
+        attach = getattr(optimizer, "attach", None)
+        if attach is not None:
+            attach(model)
         return result
 
     setattr(compile_and_introduce, _MARK, True)

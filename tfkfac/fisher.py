@@ -1,4 +1,4 @@
-"""Estimators of the Fisher matrix: what is sent backwards from the outputs (maths.md §1).
+"""Estimators of the Fisher matrix: what is sent backwards from the outputs (docs/mathematics.md §1).
 
 Each estimator runs one or more backward passes of Σ_u √(N·c_u)·(−log p_u), and sums what the
 caller makes of the gradients that arrive at the pre-activations.
@@ -23,18 +23,14 @@ class Estimator(abc.ABC):
     """A way to estimate the Fisher matrix by backward passes."""
 
     @abc.abstractmethod
-    def sum(
-        self, observations: Sequence[Observation], noise: Noise, backward: Backward
-    ) -> Any:
+    def sum(self, observations: Sequence[Observation], noise: Noise, backward: Backward) -> Any:
         """The sum of `backward` over the backward passes that the estimate takes."""
 
 
 class MonteCarlo(Estimator):
     """One backward pass from targets drawn from the model's own predictions."""
 
-    def sum(
-        self, observations: Sequence[Observation], noise: Noise, backward: Backward
-    ) -> Any:
+    def sum(self, observations: Sequence[Observation], noise: Noise, backward: Backward) -> Any:
         """One pass."""
         return backward([o.inject(o.predictive.sampled_gradient(noise)) for o in observations])
 
@@ -42,13 +38,14 @@ class MonteCarlo(Estimator):
 class Empirical(Estimator):
     """One backward pass from the labels of the data: the "empirical Fisher", not the GGN."""
 
-    def sum(
-        self, observations: Sequence[Observation], noise: Noise, backward: Backward
-    ) -> Any:
+    def sum(self, observations: Sequence[Observation], noise: Noise, backward: Backward) -> Any:
         """One pass."""
         del noise
         return backward(
-            [o.inject(o.predictive.label_gradient(tf.convert_to_tensor(o.labels))) for o in observations]
+            [
+                o.inject(o.predictive.label_gradient(tf.convert_to_tensor(o.labels)))
+                for o in observations
+            ]
         )
 
 
@@ -65,9 +62,7 @@ class Exact(Estimator):
     def __init__(self, max_outputs: int) -> None:
         self._max_outputs = max_outputs
 
-    def sum(
-        self, observations: Sequence[Observation], noise: Noise, backward: Backward
-    ) -> Any:
+    def sum(self, observations: Sequence[Observation], noise: Noise, backward: Backward) -> Any:
         """A pass for each scalar of each output in turn, the other outputs sending nothing."""
         del noise
         counts = [_scalars_of_an_example(o.predictive.target) for o in observations]
@@ -81,7 +76,9 @@ class Exact(Estimator):
         totals = None
         for position, (observation, count) in enumerate(zip(observations, counts, strict=True)):
 
-            def one(index: tf.Tensor, position: int = position, observation: Any = observation):
+            def one(
+                index: tf.Tensor, position: int = position, observation: Any = observation
+            ) -> Any:
                 gradients = list(silent)
                 gradients[position] = _root_column(observation, index)
                 return backward(gradients)

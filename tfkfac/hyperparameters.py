@@ -135,7 +135,9 @@ class Hyperparameter:
 def hyperparameters_of(optimizer_class: type) -> dict[str, Hyperparameter]:
     """Name → hyper-parameter of an optimizer class."""
     return {
-        name: value for name, value in vars(optimizer_class).items() if isinstance(value, Hyperparameter)
+        name: value
+        for name, value in vars(optimizer_class).items()
+        if isinstance(value, Hyperparameter)
     }
 
 

@@ -16,6 +16,7 @@ import keras
 from tfkfac import keras_internals
 from tfkfac.blocks import Block, Conv2DBlock, DenseBlock, KroneckerBlock, PlainGradient
 from tfkfac.blocks.conv import Window
+from tfkfac.cost import StepCost, block_costs, total
 from tfkfac.summary import print_summary
 
 Builder = Callable[..., Block]
@@ -126,6 +127,18 @@ class LayerCollection:
         total = sum(block.parameters for block in self.blocks)
         covered = sum(block.parameters for block in self.kronecker_blocks)
         return covered / total if total else 1.0
+
+    def cost(self, *, batch_size: int) -> StepCost:
+        """The operations of a step, of the layers whose number of uses Keras knows.
+
+        Args:
+            batch_size: Examples in a batch.
+        """
+        return total(block_costs(self.blocks, self.method, batch_size).values())
+
+    def factor_bytes(self) -> int:
+        """Bytes of one copy of all factors."""
+        return sum(block.factor_size * block.bytes_each for block in self.kronecker_blocks)
 
     def summary(
         self,

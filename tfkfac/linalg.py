@@ -7,6 +7,8 @@ functions take a stack of matrices ``[..., d, d]`` and return tensors; none hold
 
 from __future__ import annotations
 
+import itertools
+
 import tensorflow as tf
 
 PANEL = 200
@@ -25,7 +27,7 @@ def panel_bounds(dim: int) -> list[tuple[int, int]]:
     if panels < 3:
         panels = 1
     cuts = [round(dim * i / panels) for i in range(panels + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def second_moment(rows: tf.Tensor) -> tf.Tensor:
@@ -53,7 +55,7 @@ def second_moment(rows: tf.Tensor) -> tf.Tensor:
 
 
 def border(lower: tf.Tensor, row: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
-    """Appends a last row to a lower triangle: the bias of maths.md §2, without a ones column.
+    """Appends a last row to a lower triangle: the bias of docs/mathematics.md §2, without a ones column.
 
     Args:
         lower: ``[..., d, d]``.

@@ -1,7 +1,8 @@
 """From a Keras loss to the predictive distribution that the Fisher is taken of.
 
-A Keras loss is h = Σ_u c_u·(−log p_u) over units u (maths.md §1). Here is which distribution each of the
-supported losses stands for, how an output tensor becomes one, and where the weights come from.
+A Keras loss is h = Σ_u c_u·(−log p_u) over units u (docs/mathematics.md §1). Here is which
+distribution each of the supported losses stands for, how an output tensor becomes one, and where
+the weights c_u come from.
 """
 
 from __future__ import annotations
@@ -79,9 +80,7 @@ def observe(call: LossCall) -> Observation:
     if weighted or tf.is_tensor(call.loss_weight):
         weights = _require_non_negative(weights)
     root_weights = tf.sqrt(_at_target(weights, values, predictive))
-    return Observation(
-        predictive, call.labels, weights, root_weights, weighted, batch, summed
-    )
+    return Observation(predictive, call.labels, weights, root_weights, weighted, batch, summed)
 
 
 def predictive_of(loss: keras.losses.Loss, outputs: tf.Tensor) -> Predictive:
@@ -232,9 +231,7 @@ def _values_and_mask(call: LossCall) -> tuple[tf.Tensor, tf.Tensor | None]:
     return values, masks[0] if len(masks) == 1 else tf.logical_and(*masks)
 
 
-def _reduction_weights(
-    call: LossCall, values: tf.Tensor, mask: tf.Tensor | None
-) -> tf.Tensor:
+def _reduction_weights(call: LossCall, values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """c_u = ∂(reduced loss) / ∂(loss value of u), by differentiating Keras' own reduction."""
     reduction = _ValuesAsTheyAre(reduction=call.loss.reduction, dtype=call.loss.dtype)
     with tf.GradientTape() as tape:

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfkfac import keras_internals, linalg, losses
-from tfkfac.blocks import Block, KroneckerBlock
+from tfkfac.blocks import KroneckerBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.cost import refresh_cost
 from tfkfac.factors import METHODS, refresh_is_due, stagger
@@ -283,7 +283,7 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _update_factors(self, record: Record, observations: Sequence[Observation]) -> None:
         """Enters the statistics of the batch: the one extra backward pass."""
-        blocks = [b for b in self._collection.kronecker_blocks if record.uses_of(b)]
+        blocks = [b for b in self.layer_collection.kronecker_blocks if record.uses_of(b)]
         weights = {
             id(block): [use_weights(use, block, observations) for use in record.uses_of(block)]
             for block in blocks
@@ -314,7 +314,7 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _refresh_inverses(self) -> None:
         """Recomputes the inverses of the blocks whose turn it is."""
-        blocks = self._collection.kronecker_blocks
+        blocks = self.layer_collection.kronecker_blocks
         phases = stagger([refresh_cost(block) for block in blocks])
         for block, phase in zip(blocks, phases, strict=True):
             due = refresh_is_due(phase, self.inverse_update_every, self._updates)
@@ -330,7 +330,7 @@ class KFAC(keras.optimizers.Optimizer):
         """p = F̂⁻¹g, block by block."""
         given = {self._var_key(v): g for v, g in zip(variables, gradients, strict=True)}
         directions: dict[Any, tf.Tensor] = {}
-        for block in self._collection:
+        for block in self.layer_collection:
             keys = [self._var_key(variable) for variable in block.variables]
             if not any(key in given for key in keys):
                 continue
@@ -414,7 +414,7 @@ class KFAC(keras.optimizers.Optimizer):
     def _require_recorded(self, record: Record, variables: Sequence[Any]) -> None:
         """Every Kronecker block with a gradient must have been seen in the forward pass."""
         trained = {self._var_key(variable) for variable in variables}
-        for block in self._collection.kronecker_blocks:
+        for block in self.layer_collection.kronecker_blocks:
             if record.uses_of(block):
                 continue
             if not any(self._var_key(variable) in trained for variable in block.variables):
@@ -437,7 +437,7 @@ class KFAC(keras.optimizers.Optimizer):
 def _of_mean_loss(
     gradients: Sequence[tf.Tensor], observations: Sequence[Observation]
 ) -> list[tf.Tensor]:
-    """The gradients of the mean loss: of h / N where Keras sums over the batch (maths.md §1)."""
+    """The gradients of the mean loss: of h / N where Keras sums over the batch (docs/mathematics.md §1)."""
     summed = {observation.summed for observation in observations}
     if len(summed) > 1:
         raise ValueError(

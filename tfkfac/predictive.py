@@ -101,23 +101,26 @@ class Categorical(Predictive):
         target: tf.Tensor | None = None,
         chain: tf.Tensor | None = None,
     ) -> None:
-        super().__init__(logits if target is None else target, chain, axis % logits.shape.rank)
+        self._classes_axis = axis % logits.shape.rank
+        super().__init__(logits if target is None else target, chain, self._classes_axis)
         self.logits = logits
 
     @property
     def distribution(self) -> Any:
         """``tfp.distributions.Categorical`` with the class axis last."""
-        return _tfd().Categorical(logits=_move_last(self.logits, self.axis))
+        return _tfd().Categorical(logits=_move_last(self.logits, self._classes_axis))
 
     def sampled_gradient(self, noise: Noise) -> tf.Tensor:
         """``p − onehot(y)``, y by inversion of the cumulative distribution."""
-        probabilities = tf.nn.softmax(self.logits, axis=self.axis)
-        cumulative = tf.cumsum(probabilities, axis=self.axis)
-        total = tf.gather(cumulative, [cumulative.shape[self.axis] - 1], axis=self.axis)
+        probabilities = tf.nn.softmax(self.logits, axis=self._classes_axis)
+        cumulative = tf.cumsum(probabilities, axis=self._classes_axis)
+        total = tf.gather(
+            cumulative, [cumulative.shape[self._classes_axis] - 1], axis=self._classes_axis
+        )
         threshold = total * noise.uniform(tf.shape(total), total.dtype)
         below = tf.cast(cumulative <= threshold, tf.int32)
         classes = tf.minimum(
-            tf.reduce_sum(below, axis=self.axis), self.logits.shape[self.axis] - 1
+            tf.reduce_sum(below, axis=self._classes_axis), self.logits.shape[self._classes_axis] - 1
         )
         return probabilities - self._one_hot(classes)
 
@@ -125,24 +128,26 @@ class Categorical(Predictive):
         """``p − y`` for one-hot, soft or integer labels y."""
         if labels.shape.rank == self.logits.shape.rank - 1:
             labels = self._one_hot(tf.cast(labels, tf.int32))
-        elif labels.shape[self.axis] == 1 and self.logits.shape[self.axis] != 1:
-            labels = self._one_hot(tf.cast(tf.squeeze(labels, self.axis), tf.int32))
-        return tf.nn.softmax(self.logits, axis=self.axis) - tf.cast(labels, self.logits.dtype)
+        elif labels.shape[self._classes_axis] == 1 and self.logits.shape[self._classes_axis] != 1:
+            labels = self._one_hot(tf.cast(tf.squeeze(labels, self._classes_axis), tf.int32))
+        return tf.nn.softmax(self.logits, axis=self._classes_axis) - tf.cast(
+            labels, self.logits.dtype
+        )
 
     def root_column(self, index: tf.Tensor) -> tf.Tensor:
         """``√p_k (e_k − p)``."""
-        probabilities = tf.nn.softmax(self.logits, axis=self.axis)
-        chosen = tf.gather(probabilities, [index], axis=self.axis)
+        probabilities = tf.nn.softmax(self.logits, axis=self._classes_axis)
+        chosen = tf.gather(probabilities, [index], axis=self._classes_axis)
         shape = [1] * self.logits.shape.rank
-        shape[self.axis] = -1
+        shape[self._classes_axis] = -1
         unit = tf.reshape(
-            tf.one_hot(index, self.logits.shape[self.axis], dtype=self.logits.dtype), shape
+            tf.one_hot(index, self.logits.shape[self._classes_axis], dtype=self.logits.dtype), shape
         )
         return tf.sqrt(chosen) * (unit - probabilities)
 
     def _one_hot(self, classes: tf.Tensor) -> tf.Tensor:
-        depth = self.logits.shape[self.axis]
-        return tf.one_hot(classes, depth, axis=self.axis, dtype=self.logits.dtype)
+        depth = self.logits.shape[self._classes_axis]
+        return tf.one_hot(classes, depth, axis=self._classes_axis, dtype=self.logits.dtype)
 
 
 class Bernoulli(Predictive):

@@ -9,7 +9,7 @@ import rich.console
 import rich.table
 
 from tfkfac import cost
-from tfkfac.blocks import Block, KroneckerBlock
+from tfkfac.blocks import Block
 
 
 def print_summary(
@@ -35,7 +35,7 @@ def print_summary(
         inverse_update_every: Likewise.
         print_fn: Receives the text; prints to the terminal by default.
     """
-    costs = _costs(blocks, method, batch_size)
+    costs = cost.block_costs(blocks, method, batch_size)
     schedule = (factor_update_every, inverse_update_every)
     table = rich.table.Table(title=f'KFAC blocks of model "{model_name}"', show_lines=False)
     for heading in ("Layer (type)", "Block", "Factors"):
@@ -82,8 +82,8 @@ def _totals(
     lines = [
         f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
         f" Memory of averages and inverses: {_bytes(memory)}",
-        f" Predicted step: {_ratio(cost.total(costs.values()), schedule)} of an SGD step (operations,"
-        f" batch {batch_size}, factors every {schedule[0]}, inverses every {schedule[1]})",
+        f" Predicted step: {_ratio(cost.total(costs.values()), schedule)} of an SGD step (counted in "
+        f"operations, batch {batch_size}, factors every {schedule[0]}, inverses every {schedule[1]})",
     ]
     if fallbacks:
         names = ", ".join(f"{block.name} ({block.reason})" for block in fallbacks)
@@ -91,36 +91,8 @@ def _totals(
     return lines
 
 
-def _costs(blocks: Sequence[Block], method: str, batch_size: int) -> dict[int, cost.StepCost]:
-    """id of a block → its work, for the blocks whose number of uses is known."""
-    costs: dict[int, cost.StepCost] = {}
-    for block in blocks:
-        if not isinstance(block, KroneckerBlock):
-            continue
-        uses = _uses(block)
-        if uses is not None:
-            costs[id(block)] = cost.block_cost(block, batch_size, uses, method, first=not costs)
-    return costs
-
-
-def _uses(block: KroneckerBlock) -> int | None:
-    """|T| from the static shape of the layer's output, where Keras knows it."""
-    try:
-        shape = list(block.layers[0].output.shape)[1:]
-    except (AttributeError, ValueError):
-        return None
-    shape.pop(block.channel_axis - 1 if block.channel_axis > 0 else -1)
-    product = 1
-    for size in shape:
-        if size is None:
-            return None
-        product *= size
-    return product
-
-
 def _memory(block: Block) -> int:
-    bytes_each = 8 if getattr(block, "dtype", "float32") == "float64" else 4
-    return block.state_size * bytes_each
+    return block.state_size * block.bytes_each
 
 
 def _ratio(block_cost: cost.StepCost | None, schedule: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""How masks and sample weights reach the places at which a layer is used (maths.md §2)."""
+"""How masks and sample weights reach the places at which a layer is used (docs/mathematics.md §2)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from tfkfac.blocks.block import UseWeights
 from tfkfac.losses import Observation
 
 
-def use_weights(
-    use: Use, block: KroneckerBlock, observations: Sequence[Observation]
-) -> UseWeights:
+def use_weights(use: Use, block: KroneckerBlock, observations: Sequence[Observation]) -> UseWeights:
     """ω of every place of a use.
 
     ω is N·c_u of the unit at the same place where outputs and uses line up (a time step, say),
@@ -60,9 +58,7 @@ def _omega_at_places(
     return tf.reshape(repeated, [-1] + [1] * (static.rank - 1))
 
 
-def _mask_at_places(
-    mask: tf.Tensor | None, static: tf.TensorShape, dtype: str
-) -> tf.Tensor | None:
+def _mask_at_places(mask: tf.Tensor | None, static: tf.TensorShape, dtype: str) -> tf.Tensor | None:
     """A layer's input mask as numbers, broadcastable to its places."""
     if mask is None or not _line_up(mask.shape, static[: mask.shape.rank]):
         return None

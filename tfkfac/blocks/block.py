@@ -30,7 +30,7 @@ class Use:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UseWeights:
-    """How much the places of one use count (maths.md §2).
+    """How much the places of one use count (docs/mathematics.md §2).
 
     Attributes:
         omega: ω, broadcastable to the places of the use (pre-activations without their channel
@@ -79,6 +79,11 @@ class Block(abc.ABC):
     def state_size(self) -> int:
         """Numbers kept by the block: averages and inverses."""
         return 0
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of one number of the state."""
+        return 4
 
     @property
     def parameters(self) -> int:

@@ -130,9 +130,7 @@ class Conv2DBlock(KroneckerBlock):
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Every location is a row; the channels of a group are contiguous."""
-        rows = tf.reshape(
-            self._channels_last(gradients), [-1, self.groups * self.output_dim]
-        )
+        rows = tf.reshape(self._channels_last(gradients), [-1, self.groups * self.output_dim])
         return self._split_groups(rows, self.output_dim)
 
     def kernel_to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:

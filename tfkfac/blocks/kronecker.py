@@ -1,4 +1,4 @@
-"""Kronecker-factored blocks: F = |T| · A ⊗ G (Martens & Grosse 2015; maths.md §2)."""
+"""Kronecker-factored blocks: F = |T| · A ⊗ G (Martens & Grosse 2015; docs/mathematics.md §2)."""
 
 from __future__ import annotations
 
@@ -124,9 +124,7 @@ class KroneckerBlock(Block):
         places = tf.add_n([weight.places for weight in weights])
         return {"G": tf.math.divide_no_nan(tf.add_n(moments), places)}
 
-    def update(
-        self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
-    ) -> None:
+    def update(self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor) -> None:
         """Enters the statistics of a batch into the decayed averages."""
         self._averages.update(statistics, decay, weight)
 
@@ -149,6 +147,16 @@ class KroneckerBlock(Block):
     def factor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of A and G."""
         return {key: self._averages.shapes[key] for key in ("A", "G")}
+
+    @property
+    def factor_size(self) -> int:
+        """Numbers in one copy of A and G."""
+        return self.groups * (self.input_dim**2 + self.output_dim**2)
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of one number of the state."""
+        return tf.dtypes.as_dtype(self.dtype).size
 
     @property
     def state_size(self) -> int:

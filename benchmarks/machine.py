@@ -1,0 +1,58 @@
+"""What a measurement was made on: the machine's own rate, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def matmul_rate(size: int = 1000, repeats: int = 15) -> float:
+    """Operations per second of the machine's matrix product (the best of several runs).
+
+    Args:
+        size: Rows and columns of the matrices.
+        repeats: Runs.
+    """
+    left, right = tf.random.normal([size, size]), tf.random.normal([size, size])
+    product = tf.function(lambda: tf.reduce_sum(tf.matmul(left, right)))
+    product()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product().numpy()
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / float(np.min(seconds))
+
+
+def description() -> dict[str, Any]:
+    """Machine, versions and commit, for the head of a report."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "devices": [device.device_type for device in tf.config.list_physical_devices()],
+        "threads": len(_cpu_set()),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("tensorflow", "keras")},
+        "commit": _commit(),
+    }
+
+
+def _cpu_set() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

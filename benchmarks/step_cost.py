@@ -1,0 +1,231 @@
+"""What a KFAC step costs against an SGD step: seconds, memory, first step, and the bound.
+
+The work is counted first (operations, at the machine's own matrix-product rate), then measured:
+one process, the optimizers in alternating blocks of steps, the compiled train step fed from
+memory, medians and quartiles. Peak memory and the first step are measured in processes of their
+own.
+
+    python -m benchmarks.step_cost --problems autoencoder convnet --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import matplotlib
+import numpy as np
+import rich.progress
+import rich.table
+import tensorflow as tf
+from rich.console import Console
+
+import tfkfac
+from benchmarks import machine
+from benchmarks.problems import PROBLEMS, Problem
+from tfkfac import cost
+
+matplotlib.use("Agg")
+
+SCHEDULES = {"KFAC 1/10": (1, 10), "KFAC 10/20": (10, 20)}
+"""Name of a setting → steps between factor updates and between inverses."""
+
+
+@dataclasses.dataclass
+class Measurement:
+    """One optimizer on one problem.
+
+    Attributes:
+        operations: Of a mean step.
+        seconds: Of every measured step.
+        ratios: Mean step over the mean SGD step, round by round.
+        first_step: Seconds from `compile` to the end of the first step, tracing included.
+        peak_megabytes: Peak memory of a process that trains 25 steps.
+    """
+
+    operations: float
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    ratios: list[float] = dataclasses.field(default_factory=list)
+    first_step: float = 0.0
+    peak_megabytes: float = 0.0
+
+
+def make_optimizer(name: str, method: str) -> keras.optimizers.Optimizer:
+    """SGD with momentum, or KFAC with one of the schedules."""
+    if name == "SGD":
+        return keras.optimizers.SGD(0.01, momentum=0.9)
+    factors, inverses = SCHEDULES[name]
+    return tfkfac.KFAC(
+        kl_clip=1e-3, factor_update_every=factors, inverse_update_every=inverses, method=method
+    )
+
+
+def compiled_step(problem: Problem, name: str, method: str) -> tuple[Callable[[], Any], Any]:
+    """The train step as one graph on data in memory, and its model."""
+    inputs, targets = map(tf.constant, problem.batch(problem.batch_size))
+    model = problem.network()
+    model.compile(optimizer=make_optimizer(name, method), loss=problem.loss())
+    model.train_on_batch(inputs, targets)
+    return tf.function(lambda: model.train_step((inputs, targets))["loss"]), model
+
+
+def count_operations(problem: Problem, method: str) -> dict[str, Any]:
+    """Operations of a step by what they are for, in GFLOP, and the bounds that follow."""
+    collection = tfkfac.LayerCollection.scan(problem.network(), method=method)
+    step = collection.cost(batch_size=problem.batch_size)
+    parts = {key: value / 1e9 for key, value in dataclasses.asdict(step).items()}
+    totals = {"SGD": step.sgd} | {key: step.kfac(*value) for key, value in SCHEDULES.items()}
+    return {"parts": parts, "totals": {key: value / 1e9 for key, value in totals.items()}}
+
+
+def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str, Measurement]:
+    """Alternates blocks of steps of all optimizers."""
+    totals = count_operations(problem, method)["totals"]
+    measured = {name: Measurement(operations=1e9 * total) for name, total in totals.items()}
+    run = {name: compiled_step(problem, name, method)[0] for name in measured}
+    for step in run.values():
+        for _ in range(3):
+            step().numpy()
+    for _ in rich.progress.track(range(rounds), description=problem.name):
+        for name, step in run.items():
+            measured[name].seconds.extend(_time(step) for _ in range(steps))
+        means = {name: np.mean(value.seconds[-steps:]) for name, value in measured.items()}
+        for name, value in measured.items():
+            value.ratios.append(float(means[name] / means["SGD"]))
+    for name, value in measured.items():
+        value.first_step, value.peak_megabytes = in_process_of_its_own(problem, name, method)
+    return measured
+
+
+def in_process_of_its_own(problem: Problem, name: str, method: str) -> tuple[float, float]:
+    """First step in seconds and peak memory in MB, of a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.step_cost", "--alone", problem.name, name]
+    found = subprocess.run(
+        [*command, "--method", method], capture_output=True, text=True, check=True
+    )
+    seconds, megabytes = json.loads(found.stdout.strip().splitlines()[-1])
+    return seconds, megabytes
+
+
+def alone(problem: Problem, name: str, method: str) -> None:
+    """Trains 25 steps and prints ``[seconds of the first step, peak MB]``."""
+    start = time.perf_counter()
+    step, _ = compiled_step(problem, name, method)
+    first = time.perf_counter() - start
+    for _ in range(25):
+        step().numpy()
+    print(json.dumps([first, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+
+
+def report(problem: Problem, measured: dict[str, Measurement], rate: float, method: str) -> None:
+    """Prints both tables: the work, and the measurements against it."""
+    console = Console()
+    counted = count_operations(problem, method)
+    parts = ", ".join(f"{key} {value:.2f}" for key, value in counted["parts"].items())
+    console.print(f"\n[bold]{problem.name}[/bold], batch {problem.batch_size}, method {method}")
+    console.print(f"GFLOP: {parts}")
+    headings = "Optimizer|GFLOP|bound|median s|mean s|ratio (min…max)|ratio/bound|max/median"
+    table = rich.table.Table(title=f"{rate / 1e9:.0f} GFLOP/s measured")
+    for heading in f"{headings}|first step s|peak MB".split("|"):
+        table.add_column(heading, justify="right")
+    sgd = measured["SGD"]
+    for name, value in measured.items():
+        bound = value.operations / sgd.operations
+        ratio = float(np.median(value.ratios))
+        table.add_row(
+            name,
+            f"{value.operations / 1e9:.1f}",
+            f"{bound:.2f}",
+            f"{np.median(value.seconds):.4f}",
+            f"{np.mean(value.seconds):.4f}",
+            f"{ratio:.2f} ({min(value.ratios):.2f}…{max(value.ratios):.2f})",
+            f"{ratio / bound:.2f}",
+            f"{np.max(value.seconds) / np.median(value.seconds):.2f}",
+            f"{value.first_step:.1f}",
+            f"{value.peak_megabytes:.0f}",
+        )
+    console.print(table)
+    factors = tfkfac.LayerCollection.scan(problem.network(), method=method).factor_bytes()
+    extra = max(v.peak_megabytes for v in measured.values()) - sgd.peak_megabytes
+    console.print(
+        f"Factors {factors / 2**20:.1f} MB; peak memory above SGD {extra:.0f} MB = "
+        f"{extra / (factors / 2**20):.1f} × the factors"
+    )
+
+
+def plot(results: dict[str, dict[str, Measurement]], path: pathlib.Path) -> None:
+    """A bar an optimizer: mean step over SGD's, with the bound as a line."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
+    for axis, (name, measured) in zip(axes[0], results.items(), strict=True):
+        ratios = [np.median(value.ratios) for value in measured.values()]
+        spread = [
+            [ratio - min(value.ratios), max(value.ratios) - ratio]
+            for ratio, value in zip(ratios, measured.values(), strict=True)
+        ]
+        positions = np.arange(len(measured))
+        axis.bar(positions, ratios, yerr=np.array(spread).T, color="#4878a8", capsize=4)
+        bounds = [value.operations / measured["SGD"].operations for value in measured.values()]
+        axis.hlines(bounds, positions - 0.4, positions + 0.4, color="black", label="counted work")
+        axis.set_xticks(positions, list(measured))
+        axis.set_ylabel("mean step / SGD step")
+        axis.set_title(name)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Parses the command line and runs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--rounds", type=int, default=5, help="alternations")
+    parser.add_argument("--steps", type=int, default=40, help="steps of a block")
+    parser.add_argument("--method", default="cholesky", choices=["cholesky", "eigen"])
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("step_cost"))
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        problem, name = arguments.alone
+        alone(PROBLEMS[problem], name, arguments.method)
+        return
+    rate = machine.matmul_rate()
+    results = {}
+    for name in arguments.problems:
+        problem = PROBLEMS[name]
+        results[name] = measure(problem, arguments.rounds, arguments.steps, arguments.method)
+        report(problem, results[name], max(rate, machine.matmul_rate()), arguments.method)
+    _write(results, rate, arguments.output.with_suffix(".json"))
+    plot(results, arguments.output.with_suffix(".png"))
+    print(f"Written: {arguments.output}.json, {arguments.output}.png")
+
+
+def _write(results: dict[str, Any], rate: float, path: pathlib.Path) -> None:
+    document = {
+        "machine": machine.description() | {"matmul_gflops": rate / 1e9},
+        "problems": {
+            name: {key: dataclasses.asdict(value) for key, value in measured.items()}
+            for name, measured in results.items()
+        },
+    }
+    path.write_text(json.dumps(document, indent=1))
+
+
+def _time(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step().numpy()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The exact Fisher equals the generalised Gauss-Newton matrix of the loss as Keras reduces it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import ggn
+from tests.ggn import BATCH, Problem
+from tfkfac.fisher import Exact
+from tfkfac.losses import LossCall, observe
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+CLASSES, STEPS = 3, 2
+REDUCTIONS = ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", None]
+
+_random = np.random.default_rng(1)
+INTEGERS = _random.integers(CLASSES, size=BATCH)
+ONE_HOT = np.eye(CLASSES)[INTEGERS]
+SOFT = _random.dirichlet(np.ones(CLASSES), size=BATCH)
+STEP_INTEGERS = _random.integers(CLASSES, size=(BATCH, STEPS))
+STEP_ONE_HOT = np.eye(CLASSES)[STEP_INTEGERS]
+BITS = _random.integers(2, size=(BATCH, CLASSES)).astype(float)
+STEP_BITS = _random.integers(2, size=(BATCH, STEPS, CLASSES)).astype(float)
+REALS = _random.normal(size=(BATCH, CLASSES))
+STEP_REALS = _random.normal(size=(BATCH, STEPS, CLASSES))
+
+EXAMPLE_WEIGHTS = np.array([0.5, 2.0, 0.0])
+STEP_WEIGHTS = np.array([[0.3, 1.0], [0.0, 2.5], [1.0, 1.7]])
+MASK = np.array([[True, True], [True, False], [False, False]])
+
+
+def categorical(**arguments: Any) -> Any:
+    return keras.losses.CategoricalCrossentropy(**arguments)
+
+
+def sparse(**arguments: Any) -> Any:
+    return keras.losses.SparseCategoricalCrossentropy(**arguments)
+
+
+def binary(**arguments: Any) -> Any:
+    return keras.losses.BinaryCrossentropy(**arguments)
+
+
+def squared(**arguments: Any) -> Any:
+    return keras.losses.MeanSquaredError(**arguments)
+
+
+def assert_exact(problem: Problem) -> None:
+    """The claim of this file."""
+    model = ggn.network(problem.shape)
+    expected = ggn.ggn_of(problem, model)
+    assert np.abs(expected).max() > 1e-3, "the problem has no curvature to compare"
+    np.testing.assert_allclose(ggn.fisher_of(problem, model, Exact(64)), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "link"),
+    [
+        (categorical(from_logits=True), ONE_HOT, ggn.identity),
+        (categorical(from_logits=True), SOFT, ggn.identity),
+        (categorical(from_logits=True, label_smoothing=0.1), ONE_HOT, ggn.identity),
+        (categorical(), ONE_HOT, ggn.softmax),
+        (categorical(), SOFT, ggn.hidden_softmax),
+        (categorical(label_smoothing=0.1), ONE_HOT, ggn.hidden_softmax),
+        (categorical(), ONE_HOT, ggn.unnormalised_softmax),
+        (sparse(from_logits=True), INTEGERS, ggn.identity),
+        (sparse(from_logits=True), INTEGERS[:, None], ggn.identity),
+        (sparse(), INTEGERS, ggn.softmax),
+        (sparse(), INTEGERS, ggn.hidden_softmax),
+        (sparse(from_logits=True, ignore_class=INTEGERS[0]), INTEGERS, ggn.identity),
+        (sparse(ignore_class=INTEGERS[0]), INTEGERS, ggn.softmax),
+        (sparse(ignore_class=-1), [1, -1, 2], ggn.hidden_softmax),
+        (binary(from_logits=True), BITS, ggn.identity),
+        (binary(from_logits=True, label_smoothing=0.2), BITS, ggn.identity),
+        (binary(), BITS, ggn.sigmoid),
+        (binary(), SOFT, ggn.hidden_sigmoid),
+        (binary(label_smoothing=0.2), BITS, ggn.hidden_sigmoid),
+        (squared(), REALS, ggn.identity),
+        (squared(), REALS, ggn.sigmoid),
+    ],
+)
+def test_every_loss(loss: Any, labels: Any, link: ggn.Link) -> None:
+    if link is ggn.sigmoid and isinstance(loss, keras.losses.MeanSquaredError):
+        pytest.skip("the Gauss-Newton matrix of a squared loss is taken at the outputs")
+    assert_exact(Problem(loss, (CLASSES,), labels, link))
+
+
+@pytest.mark.parametrize("weights", [None, EXAMPLE_WEIGHTS], ids=["plain", "weighted"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    ("make", "labels", "link"),
+    [
+        (categorical, SOFT, ggn.hidden_softmax),
+        (sparse, INTEGERS, ggn.softmax),
+        (binary, BITS, ggn.sigmoid),
+        (squared, REALS, ggn.identity),
+    ],
+)
+def test_every_reduction(
+    make: Any, labels: Any, link: ggn.Link, reduction: str | None, weights: Any
+) -> None:
+    loss = make(reduction=reduction)
+    assert_exact(Problem(loss, (CLASSES,), labels, link, sample_weight=weights))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "masked"])
+@pytest.mark.parametrize(
+    "weights",
+    [None, EXAMPLE_WEIGHTS[:, None], STEP_WEIGHTS],
+    ids=["plain", "examples weighted", "steps weighted"],
+)
+@pytest.mark.parametrize(
+    ("make", "labels", "link"),
+    [(sparse, STEP_INTEGERS, ggn.softmax), (squared, STEP_REALS, ggn.identity)],
+)
+def test_every_reduction_of_sequences(
+    make: Any, labels: Any, link: ggn.Link, weights: Any, mask: Any, reduction: str | None
+) -> None:
+    loss = make(reduction=reduction)
+    assert_exact(Problem(loss, (STEPS, CLASSES), labels, link, weights, mask))
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "link"),
+    [
+        (categorical(from_logits=True), STEP_ONE_HOT, ggn.identity),
+        (categorical(), STEP_ONE_HOT, ggn.hidden_softmax),
+        (binary(from_logits=True), STEP_BITS, ggn.identity),
+        (binary(), STEP_BITS, ggn.hidden_sigmoid),
+        (sparse(from_logits=True, ignore_class=1), STEP_INTEGERS, ggn.identity),
+        (sparse(ignore_class=1), STEP_INTEGERS[..., None], ggn.softmax),
+    ],
+)
+@pytest.mark.parametrize("mask", [None, MASK], ids=["unmasked", "masked"])
+def test_every_loss_of_sequences(loss: Any, labels: Any, link: ggn.Link, mask: Any) -> None:
+    assert_exact(Problem(loss, (STEPS, CLASSES), labels, link, STEP_WEIGHTS, mask))
+
+
+@pytest.mark.parametrize(
+    ("loss", "weights"),
+    [
+        (categorical(from_logits=True, axis=1), None),
+        (categorical(from_logits=True, axis=1), STEP_WEIGHTS),
+        (categorical(from_logits=True, axis=1, label_smoothing=0.1), None),
+        (binary(from_logits=True, axis=1), None),
+        (binary(from_logits=True, axis=1), STEP_WEIGHTS),
+    ],
+)
+@pytest.mark.parametrize("classes", [STEPS, CLASSES], ids=["square", "oblong"])
+def test_another_axis(loss: Any, weights: Any, classes: int) -> None:
+    labels = np.swapaxes(np.eye(classes)[STEP_INTEGERS % classes], 1, 2)
+    assert_exact(Problem(loss, (classes, STEPS), labels, sample_weight=weights))
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels_shape", "weights"),
+    [
+        ((), (BATCH,), None),
+        ((), (BATCH,), EXAMPLE_WEIGHTS),
+        ((), (BATCH, 1), EXAMPLE_WEIGHTS),
+        ((1,), (BATCH,), EXAMPLE_WEIGHTS),
+        ((1,), (BATCH, 1), EXAMPLE_WEIGHTS),
+        ((STEPS, 1), (BATCH, STEPS), EXAMPLE_WEIGHTS),
+        ((STEPS, 1), (BATCH, STEPS, 1), STEP_WEIGHTS),
+        ((STEPS, 2, 2), (BATCH, STEPS, 2, 2), EXAMPLE_WEIGHTS[:, None, None]),
+    ],
+)
+@pytest.mark.parametrize(
+    "loss",
+    [squared(), squared(reduction="sum"), binary(from_logits=True), binary(reduction=None)],
+    ids=["squared mean", "squared sum", "binary mean", "binary values"],
+)
+def test_outputs_of_any_rank(
+    shape: tuple[int, ...], labels_shape: tuple[int, ...], weights: Any, loss: Any
+) -> None:
+    labels = np.random.default_rng(2).integers(2, size=labels_shape)
+    from_logits = isinstance(loss, keras.losses.MeanSquaredError) or loss.get_config()["from_logits"]
+    link = ggn.identity if from_logits else ggn.sigmoid
+    assert_exact(Problem(loss, shape, labels, link, weights))
+
+
+def test_logits_are_found_in_a_graph() -> None:
+    """In graphs Keras finds logits by the type of the operation, without an attribute."""
+
+    @tf.function
+    def root_columns(logits: tf.Tensor) -> tf.Tensor:
+        call = LossCall(sparse(), INTEGERS, tf.nn.softmax(logits))
+        observation = observe(call)
+        assert observation.predictive.target is logits
+        columns = Exact(8).sum([observation], None, lambda g: tf.einsum("nk,nl->nkl", g[0], g[0]))
+        return columns
+
+    logits = tf.constant(REALS)
+    p = tf.nn.softmax(logits).numpy()
+    expected = np.einsum("nk,kl->nkl", p, np.eye(CLASSES)) - np.einsum("nk,nl->nkl", p, p)
+    np.testing.assert_allclose(root_columns(logits), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"classes": "sparse_categorical_crossentropy", "numbers": "mse"},
+        [keras.losses.sparse_categorical_crossentropy, keras.losses.mean_squared_error],
+        {
+            "classes": sparse(reduction="sum"),
+            "numbers": squared(reduction="sum"),
+        },
+    ],
+    ids=["names", "functions", "objects"],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_outputs_of_a_compiled_model(losses: Any, weighted: bool) -> None:
+    model, links = _two_headed()
+    probabilities = keras.Model(model.inputs, links)
+    probabilities.compile(loss=losses, loss_weights=[0.3, 2.0])
+    labels = [INTEGERS, REALS[:, :2]]
+    weights = [EXAMPLE_WEIGHTS, EXAMPLE_WEIGHTS[::-1]] if weighted else None
+
+    def value(logits: list[tf.Tensor]) -> tf.Tensor:
+        outputs = [ggn.softmax(logits[0]), logits[1]]
+        total = probabilities.compute_loss(None, labels, outputs, weights)
+        return total / BATCH if isinstance(losses, dict) and "mse" not in losses.values() else total
+
+    variables = model.trainable_variables
+    expected = ggn.gauss_newton(lambda: model(ggn.inputs()), value, variables)
+    with tf.GradientTape(persistent=True) as tape:
+        calls = ggn.calls_of(probabilities, ggn.inputs(), labels, weights)
+        observations = [observe(call) for call in calls]
+    fisher = ggn.full_fisher(Exact(64), observations, tape, variables)
+    np.testing.assert_allclose(fisher, expected, atol=1e-10)
