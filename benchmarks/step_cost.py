@@ -32,7 +32,6 @@ from rich.console import Console
 import tfkfac
 from benchmarks import machine
 from benchmarks.problems import PROBLEMS, Problem
-from tfkfac import cost
 
 matplotlib.use("Agg")
 

@@ -21,7 +21,7 @@ AddVariable = Callable[..., Any]
 class DecayedAverages:
     """Decayed averages of several statistics that are always updated together.
 
-    ``V ← d·V + weight·C`` and ``w ← d·w + weight``, served as ``V / w`` (docs/mathematics.md §2): there is no
+    ``V ← d·V + weight·C`` and ``w ← d·w + weight``, served as ``V / w`` (mathematics.md §2): there is no
     start-up bias, and a partial batch enters with its share of a whole one.
 
     Args:
@@ -139,7 +139,7 @@ class KroneckerInverse(abc.ABC):
 
 
 class CholeskyInverse(KroneckerInverse):
-    """Factored Tikhonov damping (Martens & Grosse 2015, §6.3; docs/mathematics.md §2).
+    """Factored Tikhonov damping (Martens & Grosse 2015, §6.3; mathematics.md §2).
 
     ``(A + π√λ'·I)⁻¹ V (G + √λ'/π·I)⁻¹ / |T|`` with λ' = λ/|T| and π the square root of the ratio of
     the factors' mean eigenvalues. The damping is the one of the last refresh.
@@ -170,7 +170,7 @@ class CholeskyInverse(KroneckerInverse):
 
 
 class EigenInverse(KroneckerInverse):
-    """Exact Tikhonov damping in the factors' eigenbases (KAISA; docs/mathematics.md §2).
+    """Exact Tikhonov damping in the factors' eigenbases (KAISA; mathematics.md §2).
 
     ``Q_A [ (Q_Aᵀ V Q_G) / (|T|·d_A d_Gᵀ + λ) ] Q_Gᵀ``: λ may change without a new decomposition.
     """
@@ -205,7 +205,7 @@ METHODS: dict[str, type[KroneckerInverse]] = {"cholesky": CholeskyInverse, "eige
 
 
 def damping_balance(inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """π of docs/mathematics.md §2: ``sqrt((tr A / dim A) / (tr G / dim G))``, 1 if a trace is 0."""
+    """π of mathematics.md §2: ``sqrt((tr A / dim A) / (tr G / dim G))``, 1 if a trace is 0."""
     input_mean, output_mean = linalg.mean_eigenvalue(inputs), linalg.mean_eigenvalue(outputs)
     defined = (input_mean > 0) & (output_mean > 0)
     ones = tf.ones_like(input_mean)

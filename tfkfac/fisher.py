@@ -1,4 +1,4 @@
-"""Estimators of the Fisher matrix: what is sent backwards from the outputs (docs/mathematics.md §1).
+"""Estimators of the Fisher matrix: what is sent backwards from the outputs (mathematics.md §1).
 
 Each estimator runs one or more backward passes of Σ_u √(N·c_u)·(−log p_u), and sums what the
 caller makes of the gradients that arrive at the pre-activations.

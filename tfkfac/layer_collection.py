@@ -20,10 +20,10 @@ from tfkfac.cost import StepCost, block_costs, total
 from tfkfac.summary import print_summary
 
 Builder = Callable[..., Block]
-"""``(layer, *, method) -> block``; raises `NotCovered` where the curvature would be wrong."""
+"""``(layer, *, method) -> block``; raises `NotCoveredError` where the curvature would be wrong."""
 
 
-class NotCovered(Exception):
+class NotCoveredError(Exception):
     """Raised by a builder that has no correct block for a layer; says why."""
 
 
@@ -89,9 +89,9 @@ class LayerCollection:
         for layer in layers:
             try:
                 if id(layer) in skipped:
-                    raise NotCovered("skipped by the user")
+                    raise NotCoveredError("skipped by the user")
                 blocks.append(_build(layer, layers, method))
-            except NotCovered as why:
+            except NotCoveredError as why:
                 reasons[id(layer)] = str(why)
         blocks = _without_conflicts(blocks, reasons)
         return cls(model, [*blocks, *_fallbacks(model, layers, blocks, reasons)], method)
@@ -217,16 +217,16 @@ def _build(layer: Any, layers: Sequence[Any], method: str) -> Block:
     """The block of one layer.
 
     Raises:
-        NotCovered: There is no correct one.
+        NotCoveredError: There is no correct one.
     """
     registered = _registered_class(layer)
     if registered is None:
-        raise NotCovered(type(layer).__name__)
+        raise NotCoveredError(type(layer).__name__)
     if type(layer).call is not registered.call:
-        raise NotCovered(f"{type(layer).__name__} overrides {registered.__name__}.call")
+        raise NotCoveredError(f"{type(layer).__name__} overrides {registered.__name__}.call")
     for other in layers:
         if isinstance(other, keras.layers.SpectralNormalization) and other.layer is layer:
-            raise NotCovered("its kernel is reparameterised by SpectralNormalization")
+            raise NotCoveredError("its kernel is reparameterised by SpectralNormalization")
     return _BUILDERS[registered](layer, method=method)
 
 
@@ -237,13 +237,13 @@ def _registered_class(layer: Any) -> Any:
 def _require_plain_kernel(layer: Any) -> None:
     """Refuses layers whose kernel is not the trained variable itself."""
     if not layer.built:
-        raise NotCovered("not built")
+        raise NotCoveredError("not built")
     if getattr(layer, "lora_enabled", False):
-        raise NotCovered("LoRA")
+        raise NotCoveredError("LoRA")
     if layer.quantization_mode is not None:
-        raise NotCovered(f"quantised to {layer.quantization_mode}")
+        raise NotCoveredError(f"quantised to {layer.quantization_mode}")
     if not _trains(layer, layer.kernel):
-        raise NotCovered("its kernel is frozen")
+        raise NotCoveredError("its kernel is frozen")
 
 
 def _trainable_bias(layer: Any) -> Any:

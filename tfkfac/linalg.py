@@ -55,7 +55,7 @@ def second_moment(rows: tf.Tensor) -> tf.Tensor:
 
 
 def border(lower: tf.Tensor, row: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
-    """Appends a last row to a lower triangle: the bias of docs/mathematics.md §2, without a ones column.
+    """Appends a last row to a lower triangle: the bias of mathematics.md §2, without a ones column.
 
     Args:
         lower: ``[..., d, d]``.

@@ -1,6 +1,6 @@
 """From a Keras loss to the predictive distribution that the Fisher is taken of.
 
-A Keras loss is h = Σ_u c_u·(−log p_u) over units u (docs/mathematics.md §1). Here is which
+A Keras loss is h = Σ_u c_u·(−log p_u) over units u (mathematics.md §1). Here is which
 distribution each of the supported losses stands for, how an output tensor becomes one, and where
 the weights c_u come from.
 """

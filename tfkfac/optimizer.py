@@ -437,7 +437,7 @@ class KFAC(keras.optimizers.Optimizer):
 def _of_mean_loss(
     gradients: Sequence[tf.Tensor], observations: Sequence[Observation]
 ) -> list[tf.Tensor]:
-    """The gradients of the mean loss: of h / N where Keras sums over the batch (docs/mathematics.md §1)."""
+    """The gradients of the mean loss: of h / N where Keras sums over the batch (mathematics.md §1)."""
     summed = {observation.summed for observation in observations}
     if len(summed) > 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Guards of the length of a step (docs/mathematics.md §6)."""
+"""Guards of the length of a step (mathematics.md §3)."""
 
 from __future__ import annotations
 

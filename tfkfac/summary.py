@@ -82,8 +82,8 @@ def _totals(
     lines = [
         f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
         f" Memory of averages and inverses: {_bytes(memory)}",
-        f" Predicted step: {_ratio(cost.total(costs.values()), schedule)} of an SGD step (counted in "
-        f"operations, batch {batch_size}, factors every {schedule[0]}, inverses every {schedule[1]})",
+        f" Predicted step: {_ratio(cost.total(costs.values()), schedule)} of an SGD step in operations"
+        f" (batch {batch_size}, factors every {schedule[0]}, inverses every {schedule[1]})",
     ]
     if fallbacks:
         names = ", ".join(f"{block.name} ({block.reason})" for block in fallbacks)

@@ -1,4 +1,4 @@
-"""How masks and sample weights reach the places at which a layer is used (docs/mathematics.md §2)."""
+"""How masks and sample weights reach the places at which a layer is used (mathematics.md §2)."""
 
 from __future__ import annotations
 

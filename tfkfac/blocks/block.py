@@ -30,7 +30,7 @@ class Use:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UseWeights:
-    """How much the places of one use count (docs/mathematics.md §2).
+    """How much the places of one use count (mathematics.md §2).
 
     Attributes:
         omega: ω, broadcastable to the places of the use (pre-activations without their channel

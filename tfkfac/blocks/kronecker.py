@@ -1,4 +1,4 @@
-"""Kronecker-factored blocks: F = |T| · A ⊗ G (Martens & Grosse 2015; docs/mathematics.md §2)."""
+"""Kronecker-factored blocks: F = |T| · A ⊗ G (Martens & Grosse 2015; mathematics.md §2)."""
 
 from __future__ import annotations
 
