@@ -21,8 +21,8 @@ AddVariable = Callable[..., Any]
 class DecayedAverages:
     """Decayed averages of several statistics that are always updated together.
 
-    ``V ← d·V + weight·C`` and ``w ← d·w + weight``, served as ``V / w`` (mathematics.md §2): there is no
-    start-up bias, and a partial batch enters with its share of a whole one.
+    ``V ← d·V + weight·C`` and ``w ← d·w + weight``, served as ``V / w`` (mathematics.md §2): there
+    is no start-up bias, and a partial batch enters with its share of a whole one.
 
     Args:
         name: Prefix of the variables' names.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfkfac import keras_internals
 from tfkfac.blocks import Block, Conv2DBlock, DenseBlock, KroneckerBlock, PlainGradient
@@ -127,6 +128,27 @@ class LayerCollection:
         total = sum(block.parameters for block in self.blocks)
         covered = sum(block.parameters for block in self.kronecker_blocks)
         return covered / total if total else 1.0
+
+    def precondition(
+        self, gradients: Sequence[tf.Tensor], variables: Sequence[Any]
+    ) -> list[tf.Tensor]:
+        """p = F̂⁻¹g, block by block, with the inverses that training uses.
+
+        Args:
+            gradients: One for each of `variables`.
+            variables: The trainable variables; one that is missing has a gradient of zero.
+        """
+        given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
+        directions: dict[int, tf.Tensor] = {}
+        for block in self.blocks:
+            keys = [id(variable) for variable in block.variables]
+            if any(key in given for key in keys):
+                of_block = [
+                    given[key] if key in given else tf.zeros(variable.shape, variable.dtype)
+                    for key, variable in zip(keys, block.variables, strict=True)
+                ]
+                directions.update(zip(keys, block.precondition(of_block), strict=True))
+        return [directions[id(variable)] for variable in variables]
 
     def cost(self, *, batch_size: int) -> StepCost:
         """The operations of a step, of the layers whose number of uses Keras knows.

@@ -15,6 +15,7 @@ from tfkfac import keras_internals, linalg, losses
 from tfkfac.blocks import KroneckerBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.cost import refresh_cost
+from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS, refresh_is_due, stagger
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of
@@ -22,7 +23,6 @@ from tfkfac.layer_collection import LayerCollection, supported
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
 from tfkfac.step_size import kl_clip_scale
-from tfkfac.use_weights import use_weights
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -241,7 +241,7 @@ class KFAC(keras.optimizers.Optimizer):
     ) -> None:
         """One step, from the gradients of Keras' own backward pass."""
         record = self._recorder.take(self._require_model().name)
-        self._require_recorded(record, trainable_variables)
+        require_seen(self.layer_collection.kronecker_blocks, record, trainable_variables)
         observations = [losses.observe(call) for call in record.losses]
         gradients = [tf.convert_to_tensor(gradient) for gradient in self._clip_gradients(grads)]
         gradients = _of_mean_loss(gradients, observations)
@@ -265,7 +265,7 @@ class KFAC(keras.optimizers.Optimizer):
             lambda: None,
         )
         self._refresh_inverses()
-        directions = self._precondition(gradients, variables)
+        directions = self.layer_collection.precondition(gradients, variables)
         scale = self._step_scale(gradients, directions)
         self._apply_weight_decay(variables)
         for variable, direction in zip(variables, directions, strict=True):
@@ -283,28 +283,16 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _update_factors(self, record: Record, observations: Sequence[Observation]) -> None:
         """Enters the statistics of the batch: the one extra backward pass."""
-        blocks = [b for b in self.layer_collection.kronecker_blocks if record.uses_of(b)]
-        weights = {
-            id(block): [use_weights(use, block, observations) for use in record.uses_of(block)]
-            for block in blocks
-        }
-        batch = observations[0].batch
-
-        def output_statistics(injected: list[tf.Tensor]) -> list[dict[str, tf.Tensor]]:
-            targets = [observation.predictive.target for observation in observations]
-            gradients = record.backpropagate(targets, injected, blocks)
-            return [
-                block.output_statistics(gradients[id(block)], weights[id(block)])
-                for block in blocks
-            ]
-
-        estimator = ESTIMATORS[self.fisher](self.max_exact_outputs)
-        noise = PhiloxNoise(self.seed, self._iterations)
-        outputs = estimator.sum(observations, noise, output_statistics)
-        share = self._share_of_batch(batch)
-        for block, output in zip(blocks, outputs, strict=True):
-            inputs = block.input_statistics(record.uses_of(block), weights[id(block)], batch)
-            block.update(inputs | output, self.factor_decay, share)
+        statistics = batch_statistics(
+            self.layer_collection.kronecker_blocks,
+            record,
+            observations,
+            ESTIMATORS[self.fisher](self.max_exact_outputs),
+            PhiloxNoise(self.seed, self._iterations),
+        )
+        share = self._share_of_batch(observations[0].batch)
+        for block, values in statistics:
+            block.update(values, self.factor_decay, share)
 
     def _share_of_batch(self, batch: tf.Tensor) -> tf.Tensor:
         """n / N: a partial batch enters the averages with its share of the largest seen."""
@@ -323,24 +311,6 @@ class KFAC(keras.optimizers.Optimizer):
                 block.refresh(tf.convert_to_tensor(self.damping))
 
             tf.cond(due, refresh, lambda: None)
-
-    def _precondition(
-        self, gradients: Sequence[tf.Tensor], variables: Sequence[Any]
-    ) -> list[tf.Tensor]:
-        """p = F̂⁻¹g, block by block."""
-        given = {self._var_key(v): g for v, g in zip(variables, gradients, strict=True)}
-        directions: dict[Any, tf.Tensor] = {}
-        for block in self.layer_collection:
-            keys = [self._var_key(variable) for variable in block.variables]
-            if not any(key in given for key in keys):
-                continue
-            missing = [key not in given for key in keys]
-            gradients_of_block = [
-                tf.zeros(variable.shape, variable.dtype) if absent else given[key]
-                for key, variable, absent in zip(keys, block.variables, missing, strict=True)
-            ]
-            directions.update(zip(keys, block.precondition(gradients_of_block), strict=True))
-        return [directions[self._var_key(variable)] for variable in variables]
 
     def _step_scale(
         self, gradients: Sequence[tf.Tensor], directions: Sequence[tf.Tensor]
@@ -411,23 +381,6 @@ class KFAC(keras.optimizers.Optimizer):
             )
         return model
 
-    def _require_recorded(self, record: Record, variables: Sequence[Any]) -> None:
-        """Every Kronecker block with a gradient must have been seen in the forward pass."""
-        trained = {self._var_key(variable) for variable in variables}
-        for block in self.layer_collection.kronecker_blocks:
-            if record.uses_of(block):
-                continue
-            if not any(self._var_key(variable) in trained for variable in block.variables):
-                continue
-            why = "was not seen in the forward pass"
-            if block.name in record.unreachable:
-                why = "runs inside an inner graph (a tf.function, a loop or a branch)"
-            raise ValueError(
-                f"Layer {block.name!r} {why}, so KFAC has no statistics of it. Call layers in the "
-                "model's own `call`, without a tf.function around them, and build the model before "
-                f"training (model(x)); or leave the layer out: KFAC(skip=({block.name!r},))."
-            )
-
     def _observe_layers(self) -> None:
         """Observes every layer that may get a Kronecker block."""
         layers = keras_internals.flatten_layers(self._require_model())
@@ -437,7 +390,7 @@ class KFAC(keras.optimizers.Optimizer):
 def _of_mean_loss(
     gradients: Sequence[tf.Tensor], observations: Sequence[Observation]
 ) -> list[tf.Tensor]:
-    """The gradients of the mean loss: of h / N where Keras sums over the batch (mathematics.md §1)."""
+    """The gradients of h / N where Keras sums over the batch (mathematics.md §1)."""
     summed = {observation.summed for observation in observations}
     if len(summed) > 1:
         raise ValueError(

@@ -78,12 +78,13 @@ def _totals(
 ) -> list[str]:
     parameters = sum(block.parameters for block in blocks)
     memory = sum(_memory(block) for block in blocks)
+    ratio = _ratio(cost.total(costs.values()), schedule)
     fallbacks = [block for block in blocks if not block.factor_shapes]
     lines = [
         f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
         f" Memory of averages and inverses: {_bytes(memory)}",
-        f" Predicted step: {_ratio(cost.total(costs.values()), schedule)} of an SGD step in operations"
-        f" (batch {batch_size}, factors every {schedule[0]}, inverses every {schedule[1]})",
+        f" Predicted step: {ratio} of an SGD step (operations; batch {batch_size}, factors every "
+        f"{schedule[0]}, inverses every {schedule[1]})",
     ]
     if fallbacks:
         names = ", ".join(f"{block.name} ({block.reason})" for block in fallbacks)

@@ -1,0 +1,82 @@
+"""The curvature that one batch shows: statistics of every Kronecker block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac.blocks import KroneckerBlock
+from tfkfac.capture import Record
+from tfkfac.fisher import Estimator
+from tfkfac.losses import Observation
+from tfkfac.predictive import Noise
+from tfkfac.use_weights import use_weights
+
+Statistics = list[tuple[KroneckerBlock, dict[str, tf.Tensor]]]
+"""Blocks that were seen, with the name → value of their statistics."""
+
+
+def batch_statistics(
+    blocks: Iterable[KroneckerBlock],
+    record: Record,
+    observations: Sequence[Observation],
+    estimator: Estimator,
+    noise: Noise,
+) -> Statistics:
+    """A, G and |T| of the blocks that the forward pass used, with one extra backward pass.
+
+    Args:
+        blocks: The model's Kronecker blocks.
+        record: What the forward pass left behind.
+        observations: The losses and what they predict.
+        estimator: What is sent backwards.
+        noise: For sampling estimators.
+    """
+    seen = [block for block in blocks if record.uses_of(block)]
+    weights = [
+        [use_weights(use, block, observations) for use in record.uses_of(block)] for block in seen
+    ]
+    targets = [observation.predictive.target for observation in observations]
+
+    def output_statistics(injected: list[tf.Tensor]) -> list[dict[str, tf.Tensor]]:
+        gradients = record.backpropagate(targets, injected, seen)
+        return [
+            block.output_statistics(gradients[id(block)], weights_of_block)
+            for block, weights_of_block in zip(seen, weights, strict=True)
+        ]
+
+    outputs = estimator.sum(observations, noise, output_statistics)
+    batch = observations[0].batch
+    return [
+        (block, block.input_statistics(record.uses_of(block), weights_of_block, batch) | output)
+        for block, weights_of_block, output in zip(seen, weights, outputs, strict=True)
+    ]
+
+
+def require_seen(
+    blocks: Iterable[KroneckerBlock], record: Record, variables: Sequence[Any]
+) -> None:
+    """Every Kronecker block with a gradient must have been seen in the forward pass.
+
+    Args:
+        blocks: The model's Kronecker blocks.
+        record: What the forward pass left behind.
+        variables: The variables that have a gradient.
+
+    Raises:
+        ValueError: Naming the layer and the remedy.
+    """
+    trained = {id(variable) for variable in variables}
+    for block in blocks:
+        if record.uses_of(block) or not any(id(v) in trained for v in block.variables):
+            continue
+        why = "was not seen in the forward pass"
+        if block.name in record.unreachable:
+            why = "runs inside an inner graph (a tf.function, a loop or a branch)"
+        raise ValueError(
+            f"Layer {block.name!r} {why}, so KFAC has no statistics of it. Call layers in the "
+            "model's own `call`, without a tf.function around them, and build the model before "
+            f"training (model(x)); or leave the layer out: KFAC(skip=({block.name!r},))."
+        )
