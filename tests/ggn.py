@@ -1,16 +1,17 @@
 """Ground truth: the generalised Gauss-Newton matrix by automatic differentiation.
 
 ``G = Jᵀ H J``: J is the Jacobian of the logits in the parameters, H the Hessian of the loss *as
-Keras reduces it* in the logits. Nothing of tfkfac takes part in that. `full_fisher` is its
-counterpart: the whole Fisher matrix (no Kronecker approximation) as an estimator of tfkfac sees it.
+Keras reduces it* in the logits. Nothing of tfkfac takes part in that. `fisher` is its counterpart:
+the whole Fisher matrix (no Kronecker approximation) as an estimator of tfkfac sees it.
 
-The problems' network is x → z (the logits) → `link` → y_pred, so that z is known even where a model
-hides it behind a softmax. Small and float64 throughout.
+Models here are x → z (the logits), and a `link` leads from z to y_pred, so that z is known even
+where a softmax hides it. All is small and in float64.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import tensorflow as tf
 
 from tfkfac import keras_internals
 from tfkfac.fisher import Estimator
-from tfkfac.losses import LossCall, Observation, observe
+from tfkfac.losses import LossCall, observe
 
 Link = Callable[[tf.Tensor], tf.Tensor]
 
@@ -99,61 +100,48 @@ def with_mask(outputs: tf.Tensor, mask: Any) -> tf.Tensor:
     return outputs
 
 
-def network(shape: tuple[int, ...]) -> keras.Model:
-    """A nonlinear network from two features to logits of the given shape."""
-    sizes = int(np.prod(shape, dtype=int))
-    return keras.Sequential(
-        [
-            keras.Input((2,)),
-            keras.layers.Dense(2, activation="tanh", bias_initializer="random_normal"),
-            keras.layers.Dense(sizes, bias_initializer="random_normal"),
-            keras.layers.Reshape(shape),
+@dataclasses.dataclass(frozen=True)
+class Linearised:
+    """A model at a batch: its logits, and how the parameters move them.
+
+    Attributes:
+        logits: One tensor for each output.
+        jacobians: ``[N, scalars of an example, parameters]`` each.
+        masks: The Keras masks that the model gave to its outputs, or None.
+    """
+
+    logits: list[tf.Tensor]
+    jacobians: list[np.ndarray]
+    masks: list[Any]
+
+    @classmethod
+    def of(cls, model: keras.Model, x: Any) -> Linearised:
+        """By automatic differentiation, row by row."""
+        variables = [variable.value for variable in model.trainable_variables]
+        with tf.GradientTape(persistent=True) as tape:
+            logits = tf.nest.flatten(model(x))
+        jacobians = [
+            _rows(tape, z, variables).reshape(BATCH, -1, model.count_params()) for z in logits
         ]
-    )
+        return cls(logits, jacobians, [getattr(z, "_keras_mask", None) for z in logits])
+
+    def points(self) -> list[tf.Tensor]:
+        """The logits anew, for a loss to be differentiated in."""
+        copies = [tf.constant(z.numpy()) for z in self.logits]
+        return [with_mask(z, mask) for z, mask in zip(copies, self.masks, strict=True)]
 
 
-def inputs() -> np.ndarray:
-    """A batch of inputs, the same each time."""
-    return np.random.default_rng(0).normal(size=(BATCH, 2))
-
-
-def ggn_of(problem: Problem, model: keras.Model) -> np.ndarray:
-    """G of one problem, in the order of the model's trainable variables."""
-    return gauss_newton(
-        lambda: [model(inputs())],
-        lambda logits: problem.value(logits[0]),
-        model.trainable_variables,
-    )
-
-
-def fisher_of(
-    problem: Problem, model: keras.Model, estimator: Estimator, noise: Any = None
-) -> np.ndarray:
-    """What an estimator of tfkfac makes of the same problem."""
-    with tf.GradientTape(persistent=True) as tape:
-        observations = [observe(problem.call(model(inputs())))]
-    return full_fisher(estimator, observations, tape, model.trainable_variables, noise)
-
-
-def gauss_newton(
-    forward: Callable[[], list[tf.Tensor]],
-    loss: Callable[[list[tf.Tensor]], tf.Tensor],
-    variables: Sequence[Any],
-) -> np.ndarray:
-    """``Jᵀ H J`` at the logits.
+def gauss_newton(model: Linearised, loss: Callable[[list[tf.Tensor]], tf.Tensor]) -> np.ndarray:
+    """``G = Jᵀ H J``.
 
     Args:
-        forward: Computes the logits, one tensor for each output of the model.
-        loss: From these logits to h, scalar.
-        variables: The parameters.
+        model: With its J.
+        loss: From the logits to h, scalar.
 
     Returns:
         ``[parameters, parameters]``, the variables flattened one after the other.
     """
-    with tf.GradientTape(persistent=True) as tape:
-        logits = forward()
-    jacobian = np.concatenate([_rows(tape, z, variables) for z in logits])
-    points = [tf.constant(z.numpy()) for z in logits]
+    points = model.points()
     with tf.GradientTape(persistent=True) as outer:
         outer.watch(points)
         with tf.GradientTape() as inner:
@@ -161,70 +149,81 @@ def gauss_newton(
             value = loss(points)
         slopes = inner.gradient(value, points)
     hessian = np.concatenate([_rows(outer, slope, points) for slope in slopes])
+    jacobian = np.concatenate([np.reshape(J, [-1, J.shape[-1]]) for J in model.jacobians])
     return jacobian.T @ hessian @ jacobian
 
 
-def full_fisher(
+def fisher(
+    model: Linearised,
+    calls: Callable[[list[tf.Tensor]], list[LossCall]],
     estimator: Estimator,
-    observations: Sequence[Observation],
-    tape: tf.GradientTape,
-    variables: Sequence[Any],
     noise: Any = None,
 ) -> np.ndarray:
-    """``F = (1/N) Σ_passes Σ_n g_n g_nᵀ`` over examples n, g_n the gradient that pass sends back.
+    """``F = (1/N) Σ_passes Σ_n g_n g_nᵀ``, g_n what a pass sends back to example n's parameters.
 
     Args:
+        model: With its J.
+        calls: From the logits to what tfkfac notes of the losses.
         estimator: Of tfkfac.
-        observations: What tfkfac sees of the losses.
-        tape: Persistent; leads from the observations' targets back to the variables.
-        variables: The parameters.
         noise: For estimators that sample.
     """
+    points = model.points()
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(points)
+        observations = [observe(call) for call in calls(points)]
     targets = [observation.predictive.target for observation in observations]
-    jacobians = [
-        tf.reshape(_rows(tape, t, variables), [BATCH, -1, _parameters(variables)]) for t in targets
-    ]
 
     def backward(injected: list[tf.Tensor]) -> tf.Tensor:
         assert [g.shape for g in injected] == [t.shape for t in targets]
+        at_logits = tape.gradient(targets, points, injected, unconnected_gradients="zero")
         gradients = tf.add_n(
             [
-                tf.einsum("no,nop->np", tf.reshape(g, [BATCH, -1]), jacobian)
-                for g, jacobian in zip(injected, jacobians, strict=True)
+                tf.einsum("no,nop->np", tf.reshape(g, [len(J), -1]), J)
+                for g, J in zip(at_logits, model.jacobians, strict=True)
             ]
         )
-        return tf.matmul(gradients, gradients, transpose_a=True) / BATCH
+        return tf.matmul(gradients, gradients, transpose_a=True) / len(gradients)
 
     return estimator.sum(observations, noise, backward).numpy()
 
 
-def calls_of(
-    model: keras.Model, x: Any, y: Any, sample_weight: Any = None, link: Link = identity
-) -> list[LossCall]:
+@functools.cache
+def network(shape: tuple[int, ...]) -> Linearised:
+    """A nonlinear network from two features to logits of the given shape, at `inputs()`."""
+    scalars = int(np.prod(shape, dtype=int))
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(2, activation="tanh", bias_initializer="random_normal"),
+            keras.layers.Dense(scalars, bias_initializer="random_normal"),
+            keras.layers.Reshape(shape),
+        ]
+    )
+    return Linearised.of(model, inputs())
+
+
+def inputs() -> np.ndarray:
+    """A batch of inputs, the same each time."""
+    return np.random.default_rng(0).normal(size=(BATCH, 2))
+
+
+def calls_of(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any = None) -> list[LossCall]:
     """The calls of a compiled model's losses, as tfkfac notes them in a training step."""
     calls: list[LossCall] = []
 
     def note(loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
         calls.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
 
-    outputs = tf.nest.map_structure(link, model(x))
     with keras_internals.watching_losses(model._compile_loss, note):
-        model.compute_loss(x, y, outputs, sample_weight)
+        model.compute_loss(None, y, y_pred, sample_weight)
     return calls
 
 
 def _rows(tape: tf.GradientTape, outputs: tf.Tensor, sources: Sequence[Any]) -> np.ndarray:
     """The Jacobian of `outputs` as a matrix, row by row."""
-    sources = [getattr(source, "value", source) for source in sources]
     rows = []
     for one in np.eye(int(tf.size(outputs))):
-        seed = tf.reshape(tf.constant(one, outputs.dtype), outputs.shape)
-        gradients = tape.gradient(
-            outputs, sources, output_gradients=seed, unconnected_gradients="zero"
-        )
+        seed = tf.constant(one.reshape(outputs.shape), outputs.dtype)
+        gradients = tape.gradient(outputs, sources, seed, unconnected_gradients="zero")
         rows.append(np.concatenate([np.ravel(gradient) for gradient in gradients]))
     return np.stack(rows)
-
-
-def _parameters(variables: Sequence[Any]) -> int:
-    return sum(int(np.prod(variable.shape)) for variable in variables)

@@ -181,7 +181,7 @@ def test_inverse_equals_the_dense_one(
     method: str, dtype: str, tolerance: float, stack: tuple[int, ...], uses: float, damping: float
 ) -> None:
     A, G = factors(*stack)
-    lower = [np.where(np.tri(len(M[..., 0, :].T)), M, 5.0) for M in (A, G)]
+    lower = [np.where(np.tri(M.shape[-1]), M, 5.0) for M in (A, G)]
     inverse, V = make(method, stack, dtype), gradient(*stack)
     inverse.refresh(*tensors(*lower, uses, damping, dtype=dtype))
     found = inverse.precondition(*tensors(V, damping, dtype=dtype))

@@ -60,7 +60,7 @@ class DecayedAverages:
             decay: Scalar in [0, 1).
             weight: Scalar, the share of a whole batch (1 for a whole one).
         """
-        finite = linalg.all_finite(*contributions.values())
+        finite = linalg.finite_diagonals(*contributions.values())
         decay, weight = tf.cast(decay, self.dtype), tf.cast(weight, self.dtype)
 
         def enter() -> None:
@@ -128,7 +128,7 @@ class KroneckerInverse(abc.ABC):
     ) -> None:
         """Recomputes what is kept; a result with a non-finite entry is dropped."""
         fresh = self.compute(inputs, outputs, uses, damping)
-        finite = linalg.all_finite(*fresh)
+        finite = linalg.finite_diagonals(*fresh)
         for variable, value in zip(self.variables, fresh, strict=True):
             variable.assign(tf.where(finite, value, variable))
 

@@ -119,11 +119,24 @@ def mean_eigenvalue(lower: tf.Tensor) -> tf.Tensor:
 
 
 def all_finite(*tensors: tf.Tensor) -> tf.Tensor:
-    """A boolean scalar: no entry of any tensor is NaN or infinite.
+    """A boolean scalar: no entry of any tensor is NaN or infinite, nor is their sum.
 
-    A sum of ``0·x`` is NaN exactly if some entry is not finite; it reads memory once.
+    A sum is not finite if some entry is not, and reads memory once without writing any.
     """
-    return tf.reduce_all([tf.math.is_finite(tf.reduce_sum(x * 0)) for x in tensors])
+    return tf.reduce_all([tf.math.is_finite(tf.reduce_sum(tensor)) for tensor in tensors])
+
+
+def finite_diagonals(*matrices: tf.Tensor) -> tf.Tensor:
+    """A boolean scalar: the diagonals of positive semi-definite matrices (or scalars) are finite.
+
+    Since ``|m_ij|² <= m_ii·m_jj``, so are then all other entries of second moments and inverses.
+    """
+    return all_finite(*(m if m.shape.rank < 2 else tf.linalg.diag_part(m) for m in matrices))
+
+
+def dot(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """The sum of the products of the entries of two tensors of one shape."""
+    return tf.tensordot(tf.reshape(left, [-1]), tf.reshape(right, [-1]), axes=1)
 
 
 def _triangular_inverse(lower: tf.Tensor) -> tf.Tensor:

@@ -321,7 +321,7 @@ class KFAC(keras.optimizers.Optimizer):
             return learning_rate
         decrement = tf.add_n(
             [
-                tf.cast(tf.reduce_sum(g * tf.cast(p, g.dtype)), learning_rate.dtype)
+                tf.cast(linalg.dot(g, tf.cast(p, g.dtype)), learning_rate.dtype)
                 for g, p in zip(gradients, directions, strict=True)
             ]
         )

@@ -1,0 +1,136 @@
+"""The counts of operations against the products in traced graphs and the hand count of issue 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+from reference import add_variable
+
+from tfkfac.blocks import Conv2DBlock, DenseBlock, KroneckerBlock
+from tfkfac.blocks.block import Use, UseWeights
+from tfkfac.blocks.conv import Window
+from tfkfac.cost import StepCost, block_cost, refresh_cost, total
+
+BATCH = 8
+COST = StepCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+
+
+def dense(inputs: int, outputs: int, *, bias: bool = False, method: str = "cholesky") -> DenseBlock:
+    layer = keras.layers.Dense(outputs, use_bias=bias)
+    layer.build((None, inputs))
+    return DenseBlock(layer, layer.kernel, layer.bias, method=method)
+
+
+def conv(groups: int, channels: int = 6, method: str = "cholesky") -> Conv2DBlock:
+    layer = keras.layers.Conv2D(4, 3, groups=groups, use_bias=False)
+    layer.build((None, 7, 7, channels))
+    window = Window(size=(3, 3))
+    return Conv2DBlock(layer, layer.kernel, None, window=window, groups=groups, method=method)
+
+
+def products(function: Callable[[], Any]) -> int:
+    """The operations of all matrix products in the graph of a function."""
+    graph = tf.function(function).get_concrete_function().graph
+    count = 0
+    for op in graph.get_operations():
+        if op.type in ("MatMul", "BatchMatMulV2"):
+            transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
+            inner = op.inputs[0].shape[-2 if transposed else -1]
+            count += 2 * inner * op.outputs[0].shape.num_elements()
+    return count
+
+
+def products_of_statistics(block: KroneckerBlock, inputs: list[int], outputs: list[int]) -> int:
+    places = tf.constant(float(math.prod(outputs[:-1])))
+    weights = [UseWeights(None, places, places)]
+
+    def statistics() -> Any:
+        use = Use(tf.zeros(inputs), tf.zeros(outputs))
+        return (
+            block.input_statistics([use], weights, tf.constant(inputs[0])),
+            block.output_statistics([tf.zeros(outputs)], weights),
+        )
+
+    return products(statistics)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (650, 3), (3, 820), (600, 601)])
+def test_factor_products_of_a_dense_layer(inputs: int, outputs: int) -> None:
+    counted = products_of_statistics(dense(inputs, outputs), [BATCH, inputs], [BATCH, outputs])
+    assert block_cost(dense(inputs, outputs), BATCH, 1, "cholesky").factors == counted
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("channels", [6, 140])
+def test_factor_products_of_a_convolution(groups: int, channels: int) -> None:
+    block = conv(groups, channels)
+    counted = products_of_statistics(block, [BATCH, 7, 7, channels], [BATCH, 5, 5, 4])
+    assert block_cost(block, BATCH, 25, "cholesky").factors == counted
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_products_of_preconditioning(method: str, groups: int) -> None:
+    block = conv(groups, method=method)
+    block.build(add_variable, lambda: tf.constant(0.1))
+    gradients = [tf.zeros(block.variables[0].shape)]
+    counted = products(lambda: block.precondition(gradients))
+    assert block_cost(block, BATCH, 25, method).precondition == counted
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_an_sgd_step(bias: bool) -> None:
+    layers = [keras.layers.Dense(5, use_bias=bias), keras.layers.Dense(3, use_bias=bias)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(tf.ones([BATCH, 4]), training=True))
+        return tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+
+    blocks = [DenseBlock(layer, layer.kernel, layer.bias) for layer in layers]
+    costs = [block_cost(block, BATCH, 1, "cholesky", first=not i) for i, block in enumerate(blocks)]
+    assert total(costs).sgd == products(step)
+    assert total(costs).extra_backward == 2 * BATCH * 5 * 3
+
+
+def test_convolution_counts_every_place_and_group() -> None:
+    one, two = (block_cost(conv(groups), BATCH, 25, "cholesky") for groups in (1, 2))
+    assert one.forward == 2 * BATCH * 25 * (3 * 3 * 6) * 4
+    assert two.forward == one.forward / 2
+    assert one.backward == 2 * one.forward
+    assert one.extra_backward == one.forward
+
+
+def test_the_mnist_autoencoder_costs_what_the_issue_counts() -> None:
+    sizes = [784, 1000, 500, 250, 30, 250, 500, 1000, 784]
+    blocks = [dense(*pair, bias=True) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+    costs = [block_cost(b, 1000, 1, "cholesky", first=not i) for i, b in enumerate(blocks)]
+    giga = {key: value / 1e9 for key, value in vars(total(costs)).items()}
+    assert total(costs).sgd / 1e9 == pytest.approx(15, abs=0.5)
+    assert giga["extra_backward"] == pytest.approx(4, abs=0.5)
+    assert giga["factors"] == pytest.approx(8, abs=0.7)
+    assert giga["precondition"] == pytest.approx(9, abs=0.5)
+
+
+@pytest.mark.parametrize(("method", "cubes"), [("cholesky", 2), ("eigen", 9)])
+def test_inverses_cost_cubes(method: str, cubes: int) -> None:
+    assert block_cost(dense(5, 3, bias=True), BATCH, 1, method).inverses == cubes * (6**3 + 3**3)
+    assert block_cost(conv(2), BATCH, 1, method).inverses == 2 * cubes * (27**3 + 2**3)
+    assert refresh_cost(conv(2)) == 2 * (27**3 + 2**3)
+
+
+def test_a_mean_step_shares_out_statistics_and_inverses() -> None:
+    assert COST.sgd == 3
+    assert COST.kfac(1, 1) == 1 + 2 + 3 + 4 + 5 + 6
+    assert COST.kfac(10, 20) == pytest.approx(1 + 2 + (3 + 4) / 10 + 5 + 6 / 20)
+
+
+def test_costs_add_up() -> None:
+    assert total([]) == StepCost()
+    assert total([COST, COST]) == StepCost(2.0, 4.0, 6.0, 8.0, 10.0, 12.0)

@@ -1,0 +1,281 @@
+"""One update does not depend on how a batch is presented, and no forward pass is run twice."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import models
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfkfac
+
+BATCH = 8
+EPOCHS = 2
+
+Parameters = list[np.ndarray]
+Way = Callable[[keras.Model, tfkfac.KFAC], None]
+
+
+class _OwnTrainStep(keras.Model):
+    """A Functional model with a `train_step` as the Keras guides write it."""
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(y=y, y_pred=y_pred)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def _model(model_class: type = keras.Model) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((models.FEATURES,))
+    hidden = keras.layers.Dense(5, activation="tanh")(inputs)
+    return model_class(inputs, keras.layers.Dense(models.CLASSES)(hidden))
+
+
+def _batches() -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    x, y = models.vectors(2 * BATCH)
+    for _ in range(EPOCHS):
+        for start in range(0, len(x), BATCH):
+            yield (
+                tf.constant(x[start : start + BATCH]),
+                tf.constant(y[start : start + BATCH]),
+            )
+
+
+def _fit(model: keras.Model, optimizer: tfkfac.KFAC, **arguments: Any) -> None:
+    model.compile(optimizer=optimizer, loss=models.crossentropy(), **arguments)
+    x, y = models.vectors(2 * BATCH)
+    model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0)
+
+
+def _tape_step(model: keras.Model, optimizer: tfkfac.KFAC, x: tf.Tensor, y: tf.Tensor) -> None:
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x, y, model(x, training=True))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+
+def _record_step(model: keras.Model, optimizer: tfkfac.KFAC, x: tf.Tensor, y: tf.Tensor) -> None:
+    with tf.GradientTape() as tape, optimizer.record() as record:
+        loss = record.loss(models.crossentropy(), y, model(x, training=True))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+
+def _loop(
+    model: keras.Model, optimizer: tfkfac.KFAC, *, step: Callable[..., None], in_graph: bool
+) -> None:
+    if step is _tape_step:
+        model.compile(loss=models.crossentropy())  # for compute_loss
+    optimizer.attach(model)
+    optimizer.build(model.trainable_variables)
+    take = functools.partial(step, model, optimizer)
+    if in_graph:
+        take = tf.function(take)
+    for x, y in _batches():
+        take(x, y)
+
+
+WAYS: dict[str, Way] = {
+    "graph": _fit,
+    "jit_compile": functools.partial(_fit, jit_compile=True),
+    "steps_per_execution": functools.partial(_fit, steps_per_execution=3),
+    "train_step": _fit,
+    "tape in eager": functools.partial(_loop, step=_tape_step, in_graph=False),
+    "tape in tf.function": functools.partial(_loop, step=_tape_step, in_graph=True),
+    "record in eager": functools.partial(_loop, step=_record_step, in_graph=False),
+    "record in tf.function": functools.partial(_loop, step=_record_step, in_graph=True),
+}
+
+
+def _train(way: Way, *, method: str, fisher: str, model_class: type = keras.Model) -> Parameters:
+    """Parameters after four steps, in which factors and inverses have been renewed several times.
+
+    The damping is large enough that rounding errors do not grow from step to step.
+    """
+    model = _model(model_class)
+    optimizer = tfkfac.KFAC(
+        0.05, damping=0.1, method=method, fisher=fisher, inverse_update_every=2, seed=1
+    )
+    way(model, optimizer)
+    return model.get_weights()
+
+
+@functools.cache
+def _reference(method: str, fisher: str) -> Parameters:
+    return _train(functools.partial(_fit, run_eagerly=True), method=method, fisher=fisher)
+
+
+@pytest.mark.parametrize(
+    ("way", "method", "fisher"),
+    [
+        ("graph", "cholesky", "mc"),
+        ("graph", "eigen", "mc"),
+        ("graph", "cholesky", "exact"),
+        ("graph", "eigen", "empirical"),
+        ("jit_compile", "cholesky", "mc"),
+        ("jit_compile", "eigen", "exact"),
+        ("steps_per_execution", "cholesky", "mc"),
+        ("train_step", "cholesky", "mc"),
+        ("tape in eager", "cholesky", "mc"),
+        ("tape in eager", "eigen", "exact"),
+        ("tape in tf.function", "eigen", "mc"),
+        ("record in eager", "eigen", "mc"),
+        ("record in eager", "cholesky", "exact"),
+        ("record in tf.function", "cholesky", "empirical"),
+    ],
+)
+def test_update_does_not_depend_on_how_a_batch_is_presented(
+    way: str, method: str, fisher: str
+) -> None:
+    model_class = _OwnTrainStep if way == "train_step" else keras.Model
+    parameters = _train(WAYS[way], method=method, fisher=fisher, model_class=model_class)
+    for ours, expected in zip(parameters, _reference(method, fisher), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("fisher", ["mc", "exact", "empirical"])
+def test_update_does_not_depend_on_how_a_batch_is_presented_in_all_combinations(
+    way: str, method: str, fisher: str
+) -> None:
+    test_update_does_not_depend_on_how_a_batch_is_presented(way, method, fisher)
+
+
+def test_reference_trains_and_its_settings_matter() -> None:
+    """Guards the tests above against comparing updates that are all nothing."""
+    settings = [(method, fisher) for method in ("cholesky", "eigen") for fisher in ("mc", "exact")]
+    trained = [np.concatenate([w.ravel() for w in _reference(*setting)]) for setting in settings]
+    trained.append(np.concatenate([w.ravel() for w in _model().get_weights()]))
+    for i, one in enumerate(trained):
+        assert all(np.abs(one - other).max() > 1e-3 for other in trained[:i])
+
+
+def test_seed_decides_the_samples() -> None:
+    def parameters(seed: int) -> Parameters:
+        model = _model()
+        _fit(model, tfkfac.KFAC(0.05, damping=0.1, seed=seed), run_eagerly=True)
+        return model.get_weights()
+
+    one, again, other = parameters(1), parameters(1), parameters(2)
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not all(np.allclose(a, b) for a, b in zip(one, other, strict=True))
+
+
+class _CountsTraces(keras.Sequential):
+    """Counts how often Python runs its training step, and keeps the last graph of one."""
+
+    traces = 0
+    graph: Any = None
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        self.traces += 1
+        self.graph = tf.compat.v1.get_default_graph()
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 3])
+def test_training_never_retraces_after_the_first_epoch(steps_per_execution: int) -> None:
+    x, y = models.vectors(2 * BATCH + 3)  # the last batch is a partial one
+    model = _CountsTraces(models.sequential().layers)
+    optimizer = tfkfac.KFAC(factor_update_every=2, inverse_update_every=3, kl_clip=0.1)
+    model.compile(
+        optimizer=optimizer, loss=models.crossentropy(), steps_per_execution=steps_per_execution
+    )
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    model.fit(dataset, epochs=1, verbose=0)
+    after_first_epoch = model.traces
+    assert after_first_epoch > 0
+    model.fit(dataset, epochs=2, verbose=0)
+    optimizer.learning_rate = 0.01
+    optimizer.damping = 0.5
+    optimizer.factor_update_every = 1
+    model.fit(dataset, epochs=2, verbose=0)
+    assert model.traces == after_first_epoch
+
+
+def _operations(graph: Any) -> list[tuple[str, str]]:
+    """(name, type) of every operation that the graph can reach, in branches and loops too."""
+    definition = graph.as_graph_def(add_shapes=False)
+    functions = {function.signature.name: function for function in definition.library.function}
+    found, pending, seen = [], [definition.node], set()
+    while pending:
+        for node in pending.pop():
+            found.append((node.name, node.op))
+            for attribute in node.attr.values():
+                names = [attribute.func.name, *(f.name for f in attribute.list.func)]
+                for name in set(names) & functions.keys() - seen:
+                    seen.add(name)
+                    pending.append(functions[name].node_def)
+    return found
+
+
+def _counts(factory: Callable[[], keras.Model], optimizer: Any) -> collections.Counter[str]:
+    """How many operations of each type a step takes; "… forward" in the forward pass alone."""
+    model = _CountsTraces(factory().layers)
+    x, y = models.data_of(factory)
+    model.compile(optimizer=optimizer, loss=models.crossentropy())
+    model.fit(x, y, batch_size=len(x), verbose=0)
+    counts: collections.Counter[str] = collections.Counter()
+    for name, kind in _operations(model.graph):
+        counts[kind] += 1
+        forward = not name.startswith("gradient_tape/") and "kfac" not in name
+        counts[f"{kind} forward"] += forward
+    return counts
+
+
+@pytest.mark.parametrize("fisher", ["mc", "exact"])
+def test_dense_step_has_one_forward_pass_and_only_the_products_it_needs(fisher: str) -> None:
+    sgd = _counts(models.sequential, keras.optimizers.SGD(0.1))
+    kfac = _counts(models.sequential, tfkfac.KFAC(fisher=fisher))
+    layers = 2
+    assert sgd["MatMul"] == 3 * layers - 1
+    assert kfac["MatMul forward"] == sgd["MatMul forward"] == layers
+    extra_backward = layers - 1
+    if fisher == "exact":
+        extra_backward *= 2  # the first term of the sum, and the body of the loop
+    factors, inverses, precondition = 2 * layers, 2 * layers, 2 * layers
+    if fisher == "exact":
+        factors += layers
+    extra = extra_backward + factors + inverses + precondition
+    assert kfac["MatMul"] - sgd["MatMul"] == extra
+
+
+def test_convolutional_step_has_one_forward_pass() -> None:
+    sgd = _counts(models.convolutional, keras.optimizers.SGD(0.1))
+    kfac = _counts(models.convolutional, tfkfac.KFAC())
+    assert kfac["Conv2D"] == sgd["Conv2D"] == 2
+    assert kfac["Conv2DBackpropFilter"] == sgd["Conv2DBackpropFilter"] == 2
+    extra_backward = 1
+    assert kfac["Conv2DBackpropInput"] - sgd["Conv2DBackpropInput"] == extra_backward
+    assert kfac["MatMul forward"] == sgd["MatMul forward"] == 1
+    assert kfac["Relu"] == sgd["Relu"] == 2
+
+
+@pytest.mark.parametrize("call_has_training", [True, False])
+def test_forward_pass_runs_once_in_eager_mode(call_has_training: bool) -> None:
+    model_class = models.WithTraining if call_has_training else models.WithoutTraining
+    calls = []
+
+    class Counting(model_class):  # type: ignore[misc, valid-type]
+        def call(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return super().call(*args, **kwargs)
+
+    x, y = models.vectors()
+    model = Counting()
+    model.compile(optimizer=tfkfac.KFAC(), loss=models.crossentropy(), run_eagerly=True)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    assert len(calls) == 4
