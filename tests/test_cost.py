@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -109,12 +110,12 @@ def test_convolution_counts_every_place_and_group() -> None:
 
 def test_the_mnist_autoencoder_costs_what_the_issue_counts() -> None:
     sizes = [784, 1000, 500, 250, 30, 250, 500, 1000, 784]
-    blocks = [dense(*pair, bias=True) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+    blocks = [dense(*pair, bias=True) for pair in itertools.pairwise(sizes)]
     costs = [block_cost(b, 1000, 1, "cholesky", first=not i) for i, b in enumerate(blocks)]
     giga = {key: value / 1e9 for key, value in vars(total(costs)).items()}
     assert total(costs).sgd / 1e9 == pytest.approx(15, abs=0.5)
     assert giga["extra_backward"] == pytest.approx(4, abs=0.5)
-    assert giga["factors"] == pytest.approx(8, abs=0.7)
+    assert 13 / 2 < giga["factors"] < 9  # one triangle, by panels
     assert giga["precondition"] == pytest.approx(9, abs=0.5)
 
 

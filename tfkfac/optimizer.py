@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -214,6 +215,7 @@ class KFAC(keras.optimizers.Optimizer):
         """
         if self.built:
             return
+        _require_one_worker()
         model = self._require_model()
         known = {id(variable) for variable in model.trainable_variables}
         foreign = [v for v in variables if id(v) not in known]
@@ -402,6 +404,19 @@ def _of_mean_loss(
         return list(gradients)
     batch = observations[0].batch
     return [gradient / tf.cast(batch, gradient.dtype) for gradient in gradients]
+
+
+def _require_one_worker() -> None:
+    """Refuses replicas and Horovod ranks, whose gradients KFAC does not reduce yet."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    horovod = sys.modules.get("horovod.tensorflow")
+    ranks = horovod.size() if horovod is not None and horovod.is_initialized() else 1
+    if replicas * ranks > 1:
+        raise ValueError(
+            f"KFAC trains on one device so far, but there are {replicas} replicas of a "
+            f"tf.distribute strategy and {ranks} Horovod ranks. Build the model outside the "
+            "strategy's scope, on one device."
+        )
 
 
 def _require_choice(name: str, value: Any, choices: Any) -> None:
