@@ -48,7 +48,9 @@ def main() -> None:
 
 
 def optimizers(seed: int) -> dict[str, keras.optimizers.Optimizer]:
-    """Returns the optimizers to compare; each one's numbers are the best of a small grid."""
+    """Returns the optimizers to compare."""
+    # Each the lowest training loss of a small grid, where the test loss was no worse: Adam 0.001 to
+    # 0.01, SGD 0.01 to 0.2, KFAC's damping 0.01 to 0.3 and kl_clip None or 0.0001 to 0.1.
     return {
         "KFAC": tfkfac.KFAC(learning_rate=0.1, damping=0.03, kl_clip=1e-4, seed=seed),
         "Adam": keras.optimizers.Adam(learning_rate=3e-3),

@@ -53,11 +53,14 @@ def hidden_sigmoid(logits: tf.Tensor) -> tf.Tensor:
     return tf.identity(tf.sigmoid(logits))
 
 
-def unnormalised_softmax(logits: tf.Tensor) -> tf.Tensor:
-    """Probabilities up to a factor of each example: Keras divides by their sum."""
-    return tf.nn.softmax(logits) * tf.reshape(
-        tf.range(1.0, BATCH + 1, dtype=logits.dtype), [-1] + [1] * (logits.shape.rank - 1)
-    )
+def shrunk_softmax(logits: tf.Tensor) -> tf.Tensor:
+    """Probabilities that do not sum to one: Keras' losses divide by the sum."""
+    return tf.nn.softmax(logits) * _factors(logits)
+
+
+def stretched_softmax(logits: tf.Tensor) -> tf.Tensor:
+    """The same, with "probabilities" beyond one."""
+    return tf.nn.softmax(logits) / _factors(logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +220,12 @@ def calls_of(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any = None)
     with keras_internals.watching_losses(model._compile_loss, note):
         model.compute_loss(None, y, y_pred, sample_weight)
     return calls
+
+
+def _factors(logits: tf.Tensor) -> tf.Tensor:
+    """A number in (0, 1] for each example."""
+    shape = [-1] + [1] * (logits.shape.rank - 1)
+    return tf.reshape(1.0 / tf.range(1.0, BATCH + 1, dtype=logits.dtype), shape)
 
 
 def _rows(tape: tf.GradientTape, outputs: tf.Tensor, sources: Sequence[Any]) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ import tensorflow as tf
 Array = np.ndarray
 
 
-# --- factors of dense layers and convolutions --------------------------------------------------
+# --- factors ----------------------------------------------------------------------------------
 
 
 def with_ones(rows: Array, bias: bool) -> Array:
@@ -38,57 +36,6 @@ def output_factor(rows: Array, places: float | None = None) -> Array:
 def split_groups(rows: Array, groups: int) -> Array:
     """``[n, groups·d]`` → ``[groups, n, d]``: each group has a contiguous range of columns."""
     return np.stack(np.split(rows, groups, axis=-1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Convolution:
-    """A 2-D convolution, as a list of patches; images are ``[N, height, width, channels]``."""
-
-    size: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    padding: str = "valid"
-    groups: int = 1
-    channels_first: bool = False
-
-    def output_shape(self, images: Array) -> tuple[int, int]:
-        """Height and width of the output, from TensorFlow's documentation of padding."""
-        height, width = (self._axis(images.shape[axis + 1], axis)[0] for axis in range(2))
-        return height, width
-
-    def patches(self, images: Array) -> Array:
-        """``[N, height, width, kh, kw, channels]``, zeros where a patch leaves the image."""
-        heights, widths = self.output_shape(images)
-        patches = np.zeros((len(images), heights, widths, *self.size, images.shape[3]))
-        for n, y, x, i, j in itertools.product(*map(range, patches.shape[:5])):
-            row, column = self._position(images, 0, y, i), self._position(images, 1, x, j)
-            if 0 <= row < images.shape[1] and 0 <= column < images.shape[2]:
-                patches[n, y, x, i, j] = images[n, row, column]
-        return patches
-
-    def rows(self, images: Array, bias: bool) -> Array:
-        """``[groups, places, kh·kw·channels/groups (+1)]`` of images in the layer's own format."""
-        images = images.transpose(0, 2, 3, 1) if self.channels_first else images
-        patches = np.stack(np.split(self.patches(images), self.groups, axis=-1))
-        places = int(np.prod(patches.shape[1:4]))
-        return with_ones(patches.reshape(self.groups, places, -1), bias)
-
-    def gradient_rows(self, gradients: Array) -> Array:
-        """``[groups, places, filters/groups]`` of gradients in the layer's own format."""
-        gradients = gradients.transpose(0, 2, 3, 1) if self.channels_first else gradients
-        return split_groups(gradients.reshape(-1, gradients.shape[-1]), self.groups)
-
-    def _position(self, images: Array, axis: int, place: int, tap: int) -> int:
-        before = self._axis(images.shape[axis + 1], axis)[1]
-        return place * self.strides[axis] + tap * self.dilation[axis] - before
-
-    def _axis(self, length: int, axis: int) -> tuple[int, int]:
-        """Output locations along an axis, and the padding before it."""
-        extent = (self.size[axis] - 1) * self.dilation[axis] + 1
-        if self.padding == "valid":
-            return int(np.ceil((length - extent + 1) / self.strides[axis])), 0
-        places = int(np.ceil(length / self.strides[axis]))
-        return places, max((places - 1) * self.strides[axis] + extent - length, 0) // 2
 
 
 # --- dense inverses ----------------------------------------------------------------------------
@@ -144,21 +91,24 @@ def ggn_block(
     """
     variables = [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
     values = [variable.value for variable in variables]
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=True) as tape:
         outputs = model(x, training=False)
     size = int(tf.size(outputs))
     derivatives = tape.jacobian(outputs, values, experimental_use_pfor=False)
-    jacobian = _as_matrix(
-        [np.reshape(d, (size, *d.shape[outputs.ndim :])) for d in derivatives], layer
-    )
-    hessian = hessian_of(lambda o: loss(y, o, sample_weight=sample_weight), outputs)
+    jacobian = _as_matrix(derivatives, size, layer)
+
+    def mean_loss(at: tf.Tensor) -> tf.Tensor:
+        at._keras_mask = getattr(outputs, "_keras_mask", None)
+        return loss(y, at, sample_weight=sample_weight)
+
+    hessian = hessian_of(mean_loss, outputs)
     return jacobian.T @ hessian.reshape(size, size) @ jacobian
 
 
 def hessian_of(function: Callable[[tf.Tensor], tf.Tensor], at: tf.Tensor) -> Array:
     """Second derivatives of a scalar function."""
     at = tf.constant(at.numpy())
-    with tf.GradientTape() as outer:
+    with tf.GradientTape(persistent=True) as outer:
         outer.watch(at)
         with tf.GradientTape() as inner:
             inner.watch(at)

@@ -58,14 +58,16 @@ def assert_exact(problem: Problem) -> None:
         (categorical, {}, ONE_HOT, ggn.softmax),
         (categorical, {}, SOFT, ggn.hidden_softmax),
         (categorical, {"label_smoothing": 0.1}, ONE_HOT, ggn.hidden_softmax),
-        (categorical, {}, ONE_HOT, ggn.unnormalised_softmax),
+        (categorical, {}, ONE_HOT, ggn.shrunk_softmax),
+        (categorical, {}, ONE_HOT, ggn.stretched_softmax),
         (sparse, {"from_logits": True}, INTEGERS, ggn.identity),
         (sparse, {"from_logits": True}, INTEGERS[:, None], ggn.identity),
         (sparse, {}, INTEGERS, ggn.softmax),
         (sparse, {}, INTEGERS, ggn.hidden_softmax),
+        (sparse, {}, INTEGERS, ggn.shrunk_softmax),
         (sparse, {"from_logits": True, "ignore_class": INTEGERS[0]}, INTEGERS, ggn.identity),
         (sparse, {"ignore_class": INTEGERS[0]}, INTEGERS, ggn.softmax),
-        (sparse, {"ignore_class": -1}, [1, -1, 2], ggn.hidden_softmax),
+        (sparse, {"ignore_class": -1}, np.array([1, -1, 2]), ggn.hidden_softmax),
         (binary, {"from_logits": True}, BITS, ggn.identity),
         (binary, {"from_logits": True, "label_smoothing": 0.2}, BITS, ggn.identity),
         (binary, {}, BITS, ggn.sigmoid),
@@ -183,7 +185,7 @@ def test_logits_are_found_in_a_graph() -> None:
 
     @tf.function
     def root_columns(logits: tf.Tensor) -> tf.Tensor:
-        call = LossCall(sparse, {}, INTEGERS, tf.nn.softmax(logits))
+        call = LossCall(sparse(), INTEGERS, tf.nn.softmax(logits))
         observation = observe(call)
         assert observation.predictive.target is logits
         columns = Exact(8).sum([observation], None, lambda g: tf.einsum("nk,nl->nkl", g[0], g[0]))

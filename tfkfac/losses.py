@@ -68,8 +68,8 @@ class Observation:
 def observe(call: LossCall) -> Observation:
     """Finds the predictive distribution and the weights of one call of a loss."""
     predictive = predictive_of(call.loss, call.outputs)
-    values, mask = _values_and_mask(call)
-    weights = _reduction_weights(call, values, mask)
+    ones, mask = _ones_and_mask(call)
+    weights = _reduction_weights(call, ones, mask)
     batch = tf.shape(call.outputs)[0]
     summed = call.loss.reduction in ("sum", "none", None)
     if not summed:
@@ -79,7 +79,7 @@ def observe(call: LossCall) -> Observation:
     weighted = call.sample_weight is not None or mask is not None
     if weighted or tf.is_tensor(call.loss_weight):
         weights = _require_non_negative(weights)
-    root_weights = tf.sqrt(_at_target(weights, values, predictive))
+    root_weights = tf.sqrt(_at_target(weights, predictive))
     return Observation(predictive, call.labels, weights, root_weights, weighted, batch, summed)
 
 
@@ -215,8 +215,12 @@ class _ValuesAsTheyAre(keras.losses.Loss):
         return y_pred
 
 
-def _values_and_mask(call: LossCall) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """The loss values before reduction (only their shape matters) and their mask."""
+def _ones_and_mask(call: LossCall) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Ones of the shape of the loss values before their reduction, and the values' mask.
+
+    The values themselves are not used, so in a graph they are not computed where their shape is
+    known up to the batch.
+    """
     dtype = call.loss.dtype
     outputs = tf.cast(call.outputs, dtype)
     labels = tf.cast(tf.convert_to_tensor(call.labels), dtype)
@@ -226,23 +230,25 @@ def _values_and_mask(call: LossCall) -> tuple[tf.Tensor, tf.Tensor | None]:
         for mask in (keras_internals.mask_of(call.outputs), keras_internals.mask_of(values))
         if mask is not None
     ]
-    if not masks:
-        return values, None
-    return values, masks[0] if len(masks) == 1 else tf.logical_and(*masks)
+    mask = tf.logical_and(*masks) if len(masks) == 2 else next(iter(masks), None)
+    sizes = values.shape.as_list()
+    if None in sizes[1:]:
+        return tf.ones_like(values), mask
+    batch = [tf.shape(outputs)[0] if size is None else size for size in sizes[:1]]
+    return tf.ones([*batch, *sizes[1:]], dtype), mask
 
 
-def _reduction_weights(call: LossCall, values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+def _reduction_weights(call: LossCall, ones: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """c_u = ∂(reduced loss) / ∂(loss value of u), by differentiating Keras' own reduction."""
     reduction = _ValuesAsTheyAre(reduction=call.loss.reduction, dtype=call.loss.dtype)
     with tf.GradientTape() as tape:
-        ones = tf.ones_like(values)
         tape.watch(ones)
         keras_internals.set_mask(ones, mask)
         reduced = reduction(ones, ones, sample_weight=call.sample_weight)
     return tape.gradient(reduced, ones)
 
 
-def _at_target(weights: tf.Tensor, values: tf.Tensor, predictive: Predictive) -> tf.Tensor:
+def _at_target(weights: tf.Tensor, predictive: Predictive) -> tf.Tensor:
     """N·c_u of each scalar of the target: the mean over D scalars that Keras took is undone.
 
     Keras' loss values miss an axis of the target (the classes, or the axis of the mean), and
@@ -250,7 +256,7 @@ def _at_target(weights: tf.Tensor, values: tf.Tensor, predictive: Predictive) ->
     """
     if not isinstance(predictive, Unknown):
         units = tf.cast(predictive.units(), weights.dtype)
-        weights *= tf.cast(tf.size(values), weights.dtype) / units
+        weights *= tf.cast(tf.size(weights), weights.dtype) / units
     rank = predictive.target.shape.rank
     if predictive.axis is not None and weights.shape.rank == rank - 1:
         return tf.expand_dims(weights, predictive.axis)

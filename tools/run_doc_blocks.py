@@ -4,7 +4,8 @@
 
 Every page runs in a process and an empty folder of its own, and its blocks share one namespace. A
 block below the comment `<!-- not run: reason -->` is listed and skipped. A failing block ends its
-page, with a traceback that points into the page; the exit code is 1 if any page failed.
+page, with a traceback that points into the page. A page that prints a loss of nan or inf has
+failed, too. The exit code is 1 if any page failed.
 """
 
 import argparse
@@ -24,6 +25,7 @@ BLOCK = re.compile(
     r"^(?P<indent>[ \t]*)```python[ \t]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$",
     re.DOTALL | re.MULTILINE,
 )
+DIVERGED = re.compile(r"loss: *-?(nan|inf)", re.IGNORECASE)
 NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+?) -->\s*\Z")
 
 
@@ -53,12 +55,23 @@ def main() -> int:
 
 def succeeds(page: Path) -> bool:
     """Runs a page in a fresh process and an empty folder; tells whether it went well."""
+    diverged = False
     print(f"== {page}", flush=True)
     command = [sys.executable, __file__, "--in-this-process", str(page.resolve())]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": "Agg"}
-    with tempfile.TemporaryDirectory() as folder:
-        return subprocess.run(command, cwd=folder, env=environment, check=False).returncode == 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            diverged = diverged or bool(DIVERGED.search(line))
+    if diverged:
+        print(f"-- {page.name}: a training diverged", flush=True)
+    return process.returncode == 0 and not diverged
 
 
 def run_page(page: Path) -> None:
