@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+import tfkfac
+
 FEATURES = 4
 CLASSES = 3
 IMAGE = (5, 5, 2)
@@ -35,6 +37,12 @@ def data_of(factory: Callable[[], keras.Model]) -> tuple[np.ndarray, np.ndarray]
 def crossentropy(**arguments: Any) -> keras.losses.Loss:
     """The loss of all models here, at their logits."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **arguments)
+
+
+def kfac(**arguments: Any) -> tfkfac.KFAC:
+    """An optimizer whose steps are damped so well that rounding errors do not grow."""
+    defaults = {"learning_rate": 0.05, "damping": 0.1, "kl_clip": None, "seed": 1}
+    return tfkfac.KFAC(**{**defaults, **arguments})
 
 
 def sequential() -> keras.Sequential:

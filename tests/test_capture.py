@@ -15,6 +15,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from steps import apply, gradients, train
 
 import tfkfac
 from tfkfac import capture
@@ -45,24 +46,11 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[capture.Record]:
     return made
 
 
-def _optimizer(**arguments: Any) -> tfkfac.KFAC:
-    return tfkfac.KFAC(**{"learning_rate": 0.05, "damping": 0.1, "seed": 1, **arguments})
-
-
 def _fit(model: keras.Model, optimizer: tfkfac.KFAC, **arguments: Any) -> None:
     """One epoch of two steps, in eager mode: it traces nothing."""
     model.compile(optimizer=optimizer, loss=models.crossentropy(), run_eagerly=True)
     x, y = models.vectors()
     model.fit(x, y, **{"batch_size": 8, "verbose": 0, **arguments})
-
-
-def _step(model: keras.Model, optimizer: tfkfac.KFAC, data: Any = None) -> None:
-    """One step of a hand-written loop with a compiled loss."""
-    x, y = models.vectors() if data is None else data
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss(x, y, model(x, training=True))
-    gradients = tape.gradient(loss, model.trainable_variables)
-    optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 
 
 def _dictionaries(model: keras.Model) -> dict[int, dict[str, Any]]:
@@ -84,7 +72,7 @@ def _evaluate(model: keras.Model, x: Any, path: Path) -> Any:
 
 def _save_and_load(model: keras.Model, x: Any, path: Path) -> Any:
     model.save(path / "model.keras")
-    return keras.models.load_model(path / "model.keras").predict(x, verbose=0)
+    return keras.models.load_model(path / "model.keras")(x)
 
 
 def _save_weights(model: keras.Model, x: Any, path: Path) -> Any:
@@ -92,7 +80,7 @@ def _save_weights(model: keras.Model, x: Any, path: Path) -> Any:
     fresh = keras.models.clone_model(model)
     fresh(x)
     fresh.load_weights(path / "model.weights.h5")
-    return fresh.predict(x, verbose=0)
+    return fresh(x)
 
 
 def _export(model: keras.Model, x: Any, path: Path) -> Any:
@@ -105,15 +93,15 @@ def _clone(model: keras.Model, x: Any, path: Path) -> Any:
     clone = keras.models.clone_model(model)
     clone(x)
     clone.set_weights(model.get_weights())
-    return clone.predict(x, verbose=0)
+    return clone(x)
 
 
 def _deepcopy(model: keras.Model, x: Any, path: Path) -> Any:
-    return copy.deepcopy(model).predict(x, verbose=0)
+    return copy.deepcopy(model)(x)
 
 
 def _pickle(model: keras.Model, x: Any, path: Path) -> Any:
-    return pickle.loads(pickle.dumps(model)).predict(x, verbose=0)
+    return pickle.loads(pickle.dumps(model))(x)
 
 
 def _configuration(model: keras.Model, x: Any, path: Path) -> Any:
@@ -150,7 +138,8 @@ def test_everything_but_training_is_the_same_with_kfac(
     model = factory()
     model(x)
     expected = action(model, x, tmp_path)
-    _fit(model, _optimizer(learning_rate=0.0))  # moves nothing
+    model.compile(models.kfac(learning_rate=0.0), models.crossentropy())
+    train(model, 1)  # moves nothing
     np.testing.assert_array_equal(action(model, x, tmp_path), expected)
 
 
@@ -161,7 +150,7 @@ def test_copies_are_not_observed(
     """A copy's calls must neither run nor be recorded as the original's."""
     x, _ = models.vectors()
     model = models.functional()
-    optimizer = _optimizer()
+    optimizer = models.kfac()
     optimizer.attach(model)
     twin = copied(model)
     twin.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
@@ -179,10 +168,10 @@ def test_detach_leaves_no_trace(factory: Factory) -> None:
     model.compile(loss=models.crossentropy())
     model.compute_loss(*data, model(data[0]))
     before, losses = _dictionaries(model), list(model._compile_loss._flat_losses)
-    optimizer = _optimizer()
+    optimizer = models.kfac()
     optimizer.attach(model)
     assert "call" in vars(model)
-    _step(model, optimizer, data)
+    apply(model, gradients(model, data), optimizer)
     optimizer.detach()
     for key, now in _dictionaries(model).items():
         assert now.keys() == before[key].keys()
@@ -191,14 +180,28 @@ def test_detach_leaves_no_trace(factory: Factory) -> None:
     assert "build" not in vars(model._compile_loss)
 
 
+def test_detach_puts_back_what_the_instance_had() -> None:
+    x, _ = models.vectors()
+    model = models.sequential()
+    layer = model.get_layer("hidden")
+    own_call = layer.call
+    layer.call = lambda inputs, **_: 2 * own_call(inputs)
+    expected = model(x)
+    optimizer = models.kfac()
+    optimizer.attach(model)
+    np.testing.assert_array_equal(model(x), expected)
+    optimizer.detach()
+    np.testing.assert_array_equal(model(x), expected)
+
+
 def test_detached_model_can_be_trained_by_another() -> None:
     model = models.sequential()
     model.compile(loss=models.crossentropy())
-    first, second = _optimizer(), _optimizer()
+    first, second = models.kfac(), models.kfac()
     first.attach(model)
     first.detach()
     second.attach(model)
-    _step(model, second)
+    apply(model, gradients(model), second)
     assert second.iterations == 1
     with pytest.raises(ValueError, match=r"optimizer.attach\(model\)"):
         first.build(model.trainable_variables)
@@ -206,12 +209,9 @@ def test_detached_model_can_be_trained_by_another() -> None:
 
 def test_model_does_not_outlive_its_last_user() -> None:
     model = models.sequential()
-    optimizer = _optimizer()
-    _fit(model, optimizer)
+    _fit(model, models.kfac())
     gone = weakref.ref(model)
-    del model, optimizer
-    gc.collect()
-    keras.backend.clear_session()
+    del model
     gc.collect()
     assert gone() is None
 
@@ -227,7 +227,7 @@ def test_nothing_is_recorded_outside_training(
     x, y = models.vectors()
     model = factory()
     model(x)
-    model.compile(optimizer=_optimizer(), loss=models.crossentropy(), run_eagerly=run_eagerly)
+    model.compile(optimizer=models.kfac(), loss=models.crossentropy(), run_eagerly=run_eagerly)
     model.predict(x, verbose=0)
     model.evaluate(x, y, verbose=0)
     model.predict_on_batch(x)
@@ -239,7 +239,7 @@ def test_nothing_is_recorded_outside_training(
 def test_dropout_at_prediction_is_not_training(records: list[capture.Record]) -> None:
     x, _ = models.vectors()
     model = models.WithTraining()
-    model.compile(optimizer=_optimizer(), loss=models.crossentropy())
+    model.compile(optimizer=models.kfac(), loss=models.crossentropy())
     model(x, training=True)
     tf.function(model)(x, training=True)
     assert not records
@@ -249,7 +249,7 @@ def test_gradients_at_prediction_are_not_training(records: list[capture.Record])
     """Such as a saliency map."""
     x = tf.constant(models.vectors()[0])
     model = models.sequential()
-    _fit(model, _optimizer())
+    _fit(model, models.kfac())
     records.clear()
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -262,7 +262,7 @@ def test_validation_during_training_changes_nothing() -> None:
     def parameters(**arguments: Any) -> list[np.ndarray]:
         keras.utils.set_random_seed(0)
         model = models.sequential()
-        _fit(model, _optimizer(), shuffle=False, epochs=2, **arguments)
+        _fit(model, models.kfac(), shuffle=False, epochs=2, **arguments)
         return model.get_weights()
 
     plain, validated = parameters(), parameters(validation_data=models.vectors())
@@ -272,7 +272,7 @@ def test_validation_during_training_changes_nothing() -> None:
 def test_eager_step_holds_nothing_when_it_is_over(records: list[capture.Record]) -> None:
     """Else the activations of the batch would stay in memory."""
     model = models.sequential()
-    optimizer = _optimizer()
+    optimizer = models.kfac()
     _fit(model, optimizer)
     assert len(records) == 2
     assert not optimizer._recorder._eager

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from reference import add_variable
@@ -15,7 +16,8 @@ from reference import add_variable
 from tfkfac.blocks import Conv2DBlock, DenseBlock, KroneckerBlock
 from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.conv import Window
-from tfkfac.cost import StepCost, block_cost, refresh_cost, total
+from tfkfac.cost import StepCost, block_cost, refresh_cost, total, uses_of_output
+from tfkfac.layer_collection import LayerCollection
 
 BATCH = 8
 COST = StepCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -106,6 +108,39 @@ def test_convolution_counts_every_place_and_group() -> None:
     assert two.forward == one.forward / 2
     assert one.backward == 2 * one.forward
     assert one.extra_backward == one.forward
+
+
+def test_uses_are_counted_from_the_shape_of_the_output() -> None:
+    image = keras.Input((7, 9, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv")(image)
+    x = keras.layers.Dense(5, name="pixels")(x)
+    x = keras.layers.Dense(2, name="rows")(keras.layers.Flatten()(x))
+    collection = LayerCollection.scan(keras.Model(image, x))
+    assert [uses_of_output(collection[name]) for name in ("conv", "pixels", "rows")] == [35, 35, 1]
+
+
+def test_uses_in_the_other_image_format() -> None:
+    layer = keras.layers.Conv2D(4, 3, data_format="channels_first")
+    model = keras.Sequential([keras.Input((3, 7, 9)), layer])
+    assert uses_of_output(LayerCollection.scan(model)[layer.name]) == 35
+
+
+def test_uses_that_keras_does_not_know() -> None:
+    open_ended = keras.Sequential([keras.Input((None, 3)), keras.layers.Dense(2, name="dense")])
+    assert uses_of_output(LayerCollection.scan(open_ended)["dense"]) is None
+    assert uses_of_output(dense(3, 2)) is None
+    assert LayerCollection.scan(open_ended).cost(batch_size=3) == StepCost()
+
+
+def test_the_cost_of_a_model_is_that_of_its_blocks() -> None:
+    sizes, rows = (4, 3, 2), [keras.layers.Dense(size, name=f"dense_{size}") for size in (4, 3, 2)]
+    collection = LayerCollection.scan(keras.Sequential([keras.Input((5,)), *rows]), method="eigen")
+    blocks = [collection[f"dense_{size}"] for size in sizes]
+    expected = total(block_cost(b, 8, 1, "eigen", first=not i) for i, b in enumerate(blocks))
+    assert collection.cost(batch_size=8) == expected
+    assert collection.factor_bytes() == 4 * sum(
+        factor.size for block in blocks for factor in map(np.empty, block.factor_shapes.values())
+    )
 
 
 def test_the_mnist_autoencoder_costs_what_the_issue_counts() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from reference import ggn_block, relative_error
 
@@ -38,7 +39,12 @@ def compare(
     exact = {layer.name: ggn_block(model, layer, x, y, loss, sample_weight) for layer in trained}
     optimizer = tfkfac.KFAC(fisher="exact", factor_decay=0.0, **options)
     model.compile(optimizer=optimizer, loss=loss, run_eagerly=eagerly)
-    model.train_on_batch(x, y, sample_weight=sample_weight)
+    if eagerly:
+        model.train_on_batch(x, y, sample_weight=sample_weight)
+    else:  # the size of the batch is not known in the graph
+        slices = (x, y) if sample_weight is None else (x, y, sample_weight)
+        dataset = tf.data.Dataset.from_tensor_slices(slices)
+        model.fit(dataset.batch(len(y)), shuffle=False, verbose=0)
     assert optimizer.layer_collection.coverage() == 1.0
     for name, expected in exact.items():
         block = optimizer.layer_collection[name]
@@ -88,6 +94,31 @@ def test_deep_linear_networks_over_time(weights: tuple[int, ...] | None) -> None
     """Every time step is a use: |T| = 3, and weights belong to examples or to steps."""
     x, y = data(4, 3, 5, outputs=(3, 2))
     compare(linear(3, 5), x, y, sample_weight=weights and weights_of(*weights))
+
+
+class Folded(keras.Model):
+    """Linear layers that see time steps as examples, as in attention over windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = [layers.Dense(size, name=f"dense_{size}") for size in (4, 2)]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
+        for layer in self.stack:
+            rows = layer(rows)
+        return tf.reshape(rows, [-1, 2 * inputs.shape[1]])
+
+
+@pytest.mark.parametrize("eagerly", [True, False])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_deep_linear_networks_on_folded_batches(eagerly: bool, weighted: bool) -> None:
+    """The rows of a layer are not the examples of the model: |T| = 3, weights are repeated."""
+    x, y = data(4, 3, 5, outputs=(6,))
+    model = Folded()
+    model(x)
+    weights = weights_of(4) if weighted else None
+    compare(randomised(model), x, y, sample_weight=weights, eagerly=eagerly)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
@@ -225,7 +256,7 @@ def test_a_step_of_a_convolution_of_pixels_is_that_of_a_dense_network() -> None:
         conv.set_weights([kernel, *layer.get_weights()[1:]])
     for model, shape in [(dense, (6,)), (pixels, (6, 1, 1))]:
         options = {"fisher": "exact", "factor_decay": 0.0, "damping": 0.1, "method": "eigen"}
-        model.compile(tfkfac.KFAC(**options), "mse", run_eagerly=True)
+        model.compile(tfkfac.KFAC(kl_clip=None, **options), "mse", run_eagerly=True)
         model.train_on_batch(x.reshape(*shape, 4), y.reshape(*shape, 2))
     for conv, layer in zip(pixels.layers, dense.layers, strict=True):
         after = conv.kernel.numpy()[conv.kernel.shape[0] // 2, conv.kernel.shape[1] // 2]

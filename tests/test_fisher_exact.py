@@ -17,7 +17,7 @@ from tfkfac.losses import LossCall, observe
 pytestmark = pytest.mark.usefixtures("float64")
 
 CLASSES, STEPS = 3, 2
-REDUCTIONS = ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", None]
+REDUCTIONS = ["sum_over_batch_size", "sum", "mean_with_sample_weight", None]  # "mean" is the first
 
 categorical = keras.losses.CategoricalCrossentropy
 sparse = keras.losses.SparseCategoricalCrossentropy
@@ -165,33 +165,55 @@ def test_another_axis(make: Any, arguments: Any, weights: Any, classes: int) -> 
     ],
 )
 @pytest.mark.parametrize(
-    ("make", "link"), [(squared, ggn.identity), (binary, ggn.sigmoid), (binary, ggn.hidden_sigmoid)]
+    ("make", "link", "reduction"),
+    [
+        (squared, ggn.identity, "mean"),
+        (squared, ggn.identity, "sum"),
+        (binary, ggn.hidden_sigmoid, "mean"),
+        (binary, ggn.sigmoid, None),
+    ],
 )
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
 def test_outputs_of_any_rank(
     shape: tuple[int, ...],
     labels_shape: tuple[int, ...],
     weights: Any,
     make: Any,
     link: ggn.Link,
-    reduction: str,
+    reduction: str | None,
 ) -> None:
     labels = np.random.default_rng(2).integers(2, size=labels_shape)
     assert_exact(Problem(make(reduction=reduction), shape, labels, link, weights))
 
 
-def test_logits_are_found_in_a_graph() -> None:
-    """In graphs Keras finds logits by the type of the operation, without an attribute."""
+@pytest.mark.parametrize(
+    ("make", "activation"),
+    [(sparse, tf.nn.softmax), (categorical, tf.nn.softmax), (binary, tf.sigmoid)],
+)
+def test_logits_are_found_in_a_graph(make: Any, activation: Any) -> None:
+    """There Keras finds them by the type of the operation, without an attribute."""
 
     @tf.function
-    def root_columns(logits: tf.Tensor) -> tf.Tensor:
-        call = LossCall(sparse(), INTEGERS, tf.nn.softmax(logits))
-        observation = observe(call)
+    def target_and_fisher(logits: tf.Tensor) -> tf.Tensor:
+        labels = INTEGERS if make is sparse else ONE_HOT
+        observation = observe(LossCall(make(), labels, activation(logits)))
         assert observation.predictive.target is logits
-        columns = Exact(8).sum([observation], None, lambda g: tf.einsum("nk,nl->nkl", g[0], g[0]))
-        return columns
+        return Exact(8).sum([observation], None, lambda g: tf.einsum("nk,nl->nkl", g[0], g[0]))
 
     logits = tf.constant(REALS)
-    p = tf.nn.softmax(logits).numpy()
-    expected = np.einsum("nk,kl->nkl", p, np.eye(CLASSES)) - np.einsum("nk,nl->nkl", p, p)
-    np.testing.assert_allclose(root_columns(logits), expected, atol=1e-12)
+    p = activation(logits).numpy()
+    if make is binary:
+        expected = np.einsum("nk,kl->nkl", p * (1.0 - p), np.eye(CLASSES)) / CLASSES
+    else:
+        expected = np.einsum("nk,kl->nkl", p, np.eye(CLASSES)) - np.einsum("nk,nl->nkl", p, p)
+    np.testing.assert_allclose(target_and_fisher(logits), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("make", "link"), [(sparse, ggn.softmax), (binary, ggn.sigmoid)])
+def test_saturated_outputs_keep_their_curvature(make: Any, link: ggn.Link) -> None:
+    """Where logits are found no probability is clipped: F is small there, and not 0."""
+    logits = tf.constant([[-20.0, 0.0, 0.0]], tf.float64)
+    observation = observe(LossCall(make(), [0] if make is sparse else [[0.0] * 3], link(logits)))
+    assert observation.predictive.target is logits
+    fisher = Exact(8).sum([observation], None, lambda g: tf.square(g[0][0, 0])).numpy()
+    p = link(logits)[0, 0].numpy()
+    np.testing.assert_allclose(fisher, p * (1 - p) / (3 if make is binary else 1), rtol=1e-9)

@@ -96,15 +96,19 @@ def test_shifted_moves_the_spectrum_of_each_matrix_by_its_own_shift(dtype: str) 
 
 
 @modes
-@pytest.mark.parametrize("shape", [(1,), (2, 4), (257,)])
+@pytest.mark.parametrize("shape", [(1,), (2, 4), (40,)])
 def test_inverse(shape: tuple[int, ...], dtype: str, jit: bool) -> None:
     check_inverse(shape, dtype, jit)
 
 
 @dtypes
-@pytest.mark.parametrize("shape", [(300,), (600,), (2, 300)])
+@pytest.mark.parametrize("shape", [(257,), (300,), (600,), (2, 257)])
 def test_inverse_by_halves(shape: tuple[int, ...], dtype: str) -> None:
     check_inverse(shape, dtype, jit=False)
+
+
+def test_inverse_by_halves_under_xla() -> None:
+    check_inverse((257,), "float32", jit=True)
 
 
 def check_inverse(shape: tuple[int, ...], dtype: str, jit: bool) -> None:
@@ -194,3 +198,30 @@ def test_all_finite_sees_a_single_bad_entry(bad: float, jit: bool | None) -> Non
     spoilt[2] = bad
     assert not function(tf.constant(good), tf.constant(spoilt))
     assert not function(tf.constant(spoilt), tf.constant(good))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("stack", [(), (2,)])
+def test_finite_diagonals_sees_every_bad_diagonal(bad: float, stack: tuple[int, ...]) -> None:
+    good, scalar = positive(np.random.default_rng(8), *stack, 3), tf.constant(1.0)
+    assert linalg.finite_diagonals(tf.constant(triangle(good)), scalar)
+    spoilt = good.copy()
+    spoilt.reshape(-1, 3, 3)[-1, 2, 2] = bad
+    assert not linalg.finite_diagonals(scalar, tf.constant(good), tf.constant(spoilt))
+    assert not linalg.finite_diagonals(tf.constant(good), tf.constant(bad))
+    assert not linalg.finite_diagonals(tf.constant([1.0, bad]))
+
+
+def test_rows_with_one_bad_number_spoil_a_diagonal() -> None:
+    """Why it is enough to look there: no non-finite entry is off the diagonal only."""
+    rows = np.random.default_rng(9).normal(size=(3, 4))
+    for bad in (np.nan, np.inf, 1e200):
+        rows[1, 2] = bad
+        assert not linalg.finite_diagonals(linalg.second_moment(tf.constant(rows)))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_dot(shape: tuple[int, ...]) -> None:
+    left, right = np.random.default_rng(10).normal(size=(2, *shape))
+    found = linalg.dot(tf.constant(left), tf.constant(right)).numpy()
+    assert found == pytest.approx((left * right).sum(), rel=1e-12)

@@ -240,6 +240,17 @@ def test_a_registered_twin_weighs_as_the_original() -> None:
 
 
 @pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_labels_of_a_registered_loss(shape: tuple[int, ...]) -> None:
+    """Labels are cast, squeezed and expanded as Keras' losses do: integers too."""
+    losses.register(PoissonLoss, lambda y: tfp.distributions.Poisson(log_rate=y))
+    outputs, labels = np.array([[0.1], [-0.4], [1.0]], "float32"), np.array([0, 2, 1])
+    predictive = predictive_of(PoissonLoss(), tf.constant(outputs))
+    gradient = predictive.label_gradient(tf.constant(labels.reshape(shape)))
+    np.testing.assert_allclose(gradient, np.exp(outputs) - labels[:, None], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("registry")
 def test_a_registered_distribution_has_no_exact_fisher() -> None:
     losses.register(Cubic, tfp.distributions.Poisson)
     observation = observe(LossCall(Cubic(), tf.ones([2, 2]), tf.ones([2, 2])))

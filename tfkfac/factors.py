@@ -212,34 +212,6 @@ def damping_balance(inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(tf.where(defined, input_mean, ones) / tf.where(defined, output_mean, ones))
 
 
-def refresh_is_due(phase: float, every: tf.Tensor, updates: tf.Tensor) -> tf.Tensor:
-    """Whether a block whose turn comes at `phase` of each round is recomputed at this update.
-
-    Args:
-        phase: In [0, 1), where in a round of `every` updates the block has its turn.
-        every: Integer scalar, the length of a round.
-        updates: Integer scalar, the number of updates made so far. At 0 every block is due.
-    """
-    every = tf.cast(every, tf.int64)
-    turn = tf.cast(tf.floor(phase * tf.cast(every, tf.float64)), tf.int64)
-    updates = tf.cast(updates, tf.int64)
-    return (updates == 0) | (updates % every == turn)
-
-
-def stagger(costs: list[float]) -> list[float]:
-    """Phases that spread blocks of the given refresh costs evenly over a round.
-
-    A block's phase is the share of the whole cost that comes before it, so that steps of equal
-    length in a round do work of about equal cost.
-    """
-    total = sum(costs) or 1.0
-    phases, spent = [], 0.0
-    for cost in costs:
-        phases.append(spent / total)
-        spent += cost
-    return phases
-
-
 def _identity_initializer(shape: tuple[int, ...], dtype: Any = None) -> tf.Tensor:
     """Identity matrices, stacked over the leading dimensions."""
     return tf.eye(shape[-1], batch_shape=shape[:-2], dtype=dtype)

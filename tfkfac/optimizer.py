@@ -17,12 +17,13 @@ from tfkfac.blocks import KroneckerBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.cost import refresh_cost
 from tfkfac.curvature import batch_statistics, require_seen
-from tfkfac.factors import METHODS, refresh_is_due, stagger
+from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of
 from tfkfac.layer_collection import LayerCollection, supported
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
+from tfkfac.schedule import is_due, stagger
 from tfkfac.step_size import kl_clip_scale
 
 
@@ -52,7 +53,7 @@ class KFAC(keras.optimizers.Optimizer):
         factor_decay: Decay of the averages of the factors, for each factor update.
         factor_update_every: Steps between two updates of the factors.
         inverse_update_every: Steps in which every inverse is recomputed once; layers take turns,
-            so that no step takes all.
+            so that no step takes all. Both kinds of update come more often in the first steps.
         fisher: "mc" samples targets from the model, "exact" sums over all of them, "empirical"
             uses the labels of the data.
         method: "cholesky" (factored Tikhonov damping) or "eigen" (exact Tikhonov damping).
@@ -79,16 +80,16 @@ class KFAC(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.1,
-        momentum: Any = 0.9,
-        damping: Any = 0.01,
+        learning_rate: Any = 0.3,
+        momentum: Any = 0.6,
+        damping: Any = 1e-3,
         *,
         factor_decay: Any = 0.95,
         factor_update_every: int = 1,
         inverse_update_every: int = 10,
         fisher: str = "mc",
         method: str = "cholesky",
-        kl_clip: Any = 1e-4,
+        kl_clip: Any = 1e-3,
         skip: Sequence[str] = (),
         max_exact_outputs: int = 1024,
         model: Any = None,
@@ -262,7 +263,7 @@ class KFAC(keras.optimizers.Optimizer):
     ) -> None:
         """Curvature, direction, momentum, assignment: the algorithm."""
         tf.cond(
-            self._updates % self.factor_update_every == 0,
+            is_due(self._updates, self.factor_update_every),
             lambda: self._update_factors(record, observations),
             lambda: None,
         )
@@ -307,7 +308,7 @@ class KFAC(keras.optimizers.Optimizer):
         blocks = self.layer_collection.kronecker_blocks
         phases = stagger([refresh_cost(block) for block in blocks])
         for block, phase in zip(blocks, phases, strict=True):
-            due = refresh_is_due(phase, self.inverse_update_every, self._updates)
+            due = is_due(self._updates, self.inverse_update_every, phase)
 
             def refresh(block: KroneckerBlock = block) -> None:
                 block.refresh(tf.convert_to_tensor(self.damping))

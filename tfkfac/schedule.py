@@ -1,0 +1,58 @@
+"""Whose turn it is: updates of factors and of inverses, spread over the steps.
+
+Work that is done "every k updates" is done once in each round of a clock. A round is k updates
+long, but shorter early in training, when the curvature changes fastest: at update t it is
+``min(k, 1 + t / 5)`` long. Each block has its turn at its own phase of the round, so that no step
+does the work of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+WARM_UP = 5.0
+"""Updates after which a round has grown by one update (measured, see docs/step-cost.md)."""
+
+
+def is_due(updates: tf.Tensor, every: tf.Tensor, phase: float = 0.0) -> tf.Tensor:
+    """Whether it is the turn of `phase` at this update.
+
+    Args:
+        updates: Integer scalar, the number of updates made so far. At 0 every phase is due.
+        every: Integer scalar, the length of a round once it has grown.
+        phase: In [0, 1), where in the round.
+
+    Returns:
+        A boolean scalar.
+    """
+    turns_now = tf.floor(rounds(updates, every) - phase + _ROUNDING)
+    turns_before = tf.floor(rounds(updates - 1, every) - phase + _ROUNDING)
+    return (tf.cast(updates, tf.int64) == 0) | (turns_now > turns_before)
+
+
+def rounds(updates: tf.Tensor, every: tf.Tensor) -> tf.Tensor:
+    """The rounds that the clock has made: ∫ dt / min(every, 1 + t / WARM_UP)."""
+    updates, every = tf.cast(updates, tf.float64), tf.cast(every, tf.float64)
+    grown = WARM_UP * (every - 1.0)
+    growing = WARM_UP * tf.math.log1p(tf.clip_by_value(updates, 0.0, grown) / WARM_UP)
+    return growing + (updates - tf.clip_by_value(updates, 0.0, grown)) / every
+
+
+def stagger(costs: Sequence[float]) -> list[float]:
+    """Phases that spread blocks of the given refresh costs evenly over a round.
+
+    A block's phase is the share of the whole cost that comes before it, so that steps of equal
+    length in a round do work of about equal cost.
+    """
+    total = sum(costs) or 1.0
+    phases, spent = [], 0.0
+    for cost in costs:
+        phases.append(spent / total)
+        spent += cost
+    return phases
+
+
+_ROUNDING = 1e-9
+"""Keeps whole rounds whole."""
