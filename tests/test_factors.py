@@ -16,8 +16,6 @@ from tfkfac.factors import (
     DecayedAverages,
     KroneckerInverse,
     damping_balance,
-    refresh_is_due,
-    stagger,
 )
 
 methods = pytest.mark.parametrize("method", METHODS)
@@ -91,42 +89,6 @@ def test_a_non_finite_batch_is_left_out_as_a_whole(bad: float, graph: bool) -> N
     assert [value.numpy().tolist() for value in decayed.read().values()] == [1.0, [2.0, 3.0]]
     enter(decayed, 2.0)  # nor has its weight entered
     assert decayed.read()["x"].numpy() == pytest.approx((0.95 * 1 + 2) / 1.95)
-
-
-# --- turns -------------------------------------------------------------------------------------
-
-costs_of_blocks = st.lists(st.integers(2, 2 * 4096**3).map(float), min_size=1, max_size=12)
-
-
-def schedule(costs: list[float], every: int, rounds: int) -> np.ndarray:
-    """``[updates, blocks]``: whether a block is recomputed."""
-    updates = tf.range(every * rounds)
-    due = [refresh_is_due(phase, tf.constant(every), updates).numpy() for phase in stagger(costs)]
-    return np.stack(due, axis=1)
-
-
-@settings(max_examples=30, deadline=None)
-@given(costs_of_blocks, st.integers(1, 20))
-def test_every_inverse_has_one_turn_a_round(costs: list[float], every: int) -> None:
-    due = schedule(costs, every, rounds=3)
-    assert due[0].all()
-    later = due[every:].reshape(2, every, len(costs))
-    assert (later.sum(axis=1) == 1).all()
-    assert (later[0] == later[1]).all()
-    assert ((due[1:every].sum(axis=0) == 1) | later[0, 0]).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(costs_of_blocks, st.integers(1, 20))
-def test_turns_are_balanced(costs: list[float], every: int) -> None:
-    """No update does more than its even share and one block."""
-    work = schedule(costs, every, rounds=2)[every:] @ np.array(costs)
-    assert work.max() <= (sum(costs) / every + max(costs)) * (1 + 1e-9)
-
-
-def test_equal_blocks_take_turns_evenly() -> None:
-    assert schedule([8.0] * 6, 3, rounds=2)[3:].sum(axis=1).tolist() == [2, 2, 2]
-    assert schedule([8.0] * 4, 4, rounds=2)[4:].tolist() == np.eye(4, dtype=bool).tolist()
 
 
 # --- inverses ----------------------------------------------------------------------------------

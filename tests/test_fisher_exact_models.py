@@ -99,7 +99,10 @@ def test_two_outputs(make: Any, divisor: int, loss_weights: Any, weights: Any) -
         loss_weights = dict(zip(("classes", "numbers"), loss_weights, strict=True))
     model = two_headed()
     model.compile(loss=judges, loss_weights=loss_weights)
-    link = lambda outputs: [ggn.softmax(outputs[0]), outputs[1]]  # noqa: E731
+
+    def link(logits: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [ggn.softmax(logits[0]), logits[1]]
+
     assert_exact(model, [INTEGERS, REALS], weights, link=link, divisor=divisor)
 
 

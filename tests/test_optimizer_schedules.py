@@ -12,6 +12,8 @@ import pytest
 import tensorflow as tf
 from steps import Arrays, Data, apply, attached, gradients, train
 
+import tfkfac
+
 
 def _deep() -> keras.Sequential:
     """Four layers whose inverses cost the same."""
@@ -35,45 +37,71 @@ def _differ(ours: Arrays, expected: Arrays) -> bool:
     return not all(np.allclose(a, b, atol=1e-4) for a, b in zip(ours, expected, strict=True))
 
 
-def _changes(model: keras.Model, look: Callable[[], Arrays], steps: int) -> list[list[bool]]:
-    """For every step, which of what `look` shows have changed in it."""
-    changed, before = [], None
+def _changes(model: keras.Model, look: Callable[[], Arrays], steps: int) -> np.ndarray:
+    """``[step, i]``: whether the i-th thing that `look` shows has changed in the step."""
+    changed, before = [], look()
     for _ in range(steps):
         train(model, 1)
         now = look()
-        if before is None:
-            changed.append([True] * len(now))
-        else:
-            changed.append([not np.array_equal(a, b) for a, b in zip(now, before, strict=True)])
+        changed.append([not np.array_equal(a, b) for a, b in zip(now, before, strict=True)])
         before = now
-    return changed
+    return np.array(changed)
 
 
-def test_factors_change_when_they_are_due() -> None:
-    model = attached(models.kfac(factor_update_every=3))
+def _after_warm_up(model: keras.Model) -> None:
+    """Takes the first step, and goes on where rounds have their full length."""
+    train(model, 1)
+    model.optimizer._updates.assign(1000)
 
-    def factors() -> Arrays:
-        return [block.factors["G"].numpy() for block in model.optimizer.layer_collection]
 
-    for step, changed in enumerate(_changes(model, factors, 7)):
-        assert changed == [step % 3 == 0] * 2
+def _factors(model: keras.Model) -> Callable[[], Arrays]:
+    return lambda: [block.factors["G"].numpy() for block in model.optimizer.layer_collection]
+
+
+def _inverses(model: keras.Model) -> Callable[[], Arrays]:
+    """What the inverses in use make of a matrix of ones."""
+    ones = tf.ones((4, 4))
+    collection = model.optimizer.layer_collection
+    return lambda: [block.precondition([ones])[0].numpy() for block in collection]
+
+
+def _built(optimizer: tfkfac.KFAC) -> keras.Model:
+    model = attached(optimizer, _deep)
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_factors_change_once_a_round(every: int) -> None:
+    model = _built(models.kfac(factor_update_every=every))
+    _after_warm_up(model)
+    changed = _changes(model, _factors(model), 2 * every)
+    for in_round in (changed[:every], changed[every:]):
+        assert (in_round.sum(axis=0) == 1).all()
+    assert (changed.all(axis=1) == changed.any(axis=1)).all()  # all factors together
 
 
 @pytest.mark.parametrize("every", [1, 3, 4, 6])
 def test_every_inverse_is_renewed_once_a_round(every: int) -> None:
-    model = attached(models.kfac(inverse_update_every=every), _deep)
-    ones = tf.ones((4, 4))
-
-    def inverses() -> Arrays:
-        collection = model.optimizer.layer_collection
-        return [block.precondition([ones])[0].numpy() for block in collection]
-
-    changed = np.array(_changes(model, inverses, 2 * every + 1))
-    assert changed[0].all()
-    for start in (1, every + 1):
-        in_round = changed[start : start + every]
+    model = _built(models.kfac(inverse_update_every=every))
+    _after_warm_up(model)
+    changed = _changes(model, _inverses(model), 2 * every)
+    for in_round in (changed[:every], changed[every:]):
         assert (in_round.sum(axis=0) == 1).all()
-        assert in_round.sum(axis=1).max() == -(-4 // every)
+        assert in_round.sum(axis=1).max() <= -(-4 // every)  # the blocks take turns
+    assert changed.all(axis=1).any() == (every == 1)
+
+
+@pytest.mark.parametrize("arguments", [{"factor_update_every": 4}, {"inverse_update_every": 4}])
+def test_first_step_updates_all_and_first_rounds_are_short(arguments: dict[str, int]) -> None:
+    model = _built(models.kfac(**arguments))
+    look = _factors(model) if "factor_update_every" in arguments else _inverses(model)
+    changed = _changes(model, look, 8)
+    assert changed[0].all()
+    for steps in changed.T:
+        gaps = np.diff(np.flatnonzero(steps))
+        assert len(gaps) >= 2  # more often than every 4 steps
+        assert gaps.max() < 4
 
 
 def test_first_inverses_are_of_the_first_factors() -> None:
