@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import keras_internals
+from tfkfac import keras_internals, linalg
 from tfkfac.blocks import Block, Use
 from tfkfac.losses import LossCall
 
@@ -68,7 +68,7 @@ class Record:
             ``weight · loss(y_true, y_pred, sample_weight)``.
         """
         self.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
-        return loss(y_true, y_pred, sample_weight) * tf.cast(weight, loss.dtype)
+        return loss(y_true, y_pred, sample_weight) * linalg.scalar(weight, loss.dtype)
 
     def backpropagate(
         self, targets: list[tf.Tensor], gradients: list[tf.Tensor], blocks: Iterable[Block]
@@ -96,27 +96,25 @@ class Record:
 
 
 class Recorder:
-    """Records the training forward passes of one model for one optimizer."""
+    """Records the training forward passes of one model for one optimizer.
 
-    def __init__(self) -> None:
+    Args:
+        relevant: Whether a layer is to be observed.
+    """
+
+    def __init__(self, relevant: Callable[[Any], bool]) -> None:
+        self._relevant = relevant
         self._eager: dict[tuple[int, Any], Record] = {}
         self._model: Any = None
         self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
         self._layers: set[int] = set()
 
     def attach(self, model: Any) -> None:
-        """Observes the model's forward pass and its loss."""
+        """Observes the model's forward pass and its loss; its layers when they first run."""
         self._model = model
         self._observe(model, "call", self._on_model_call)
         self._observe(model, "compute_loss", self._on_compute_loss)
         self._observe(model, "train_step", self._on_train_step)
-
-    def observe_layers(self, layers: Iterable[Any]) -> None:
-        """Observes layers; a layer that is observed already is left as it is."""
-        for layer in layers:
-            if id(layer) not in self._layers:
-                self._layers.add(id(layer))
-                self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
 
     def detach(self) -> None:
         """Takes every stand-in off again."""
@@ -126,6 +124,8 @@ class Recorder:
                 stand_in.observers.remove(observer)
                 if not stand_in.observers:
                     del vars(owner)[name]
+                    if stand_in.own is not None:
+                        vars(owner)[name] = stand_in.own
         self._seen.clear()
         self._layers.clear()
         self._eager.clear()
@@ -139,6 +139,7 @@ class Recorder:
             explicit: The user asked for it: whatever was recorded before is dropped, and any
                 number of forward passes may follow.
         """
+        self._observe_layers()
         record = self._find()
         if record is None or explicit or record.explicit:
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
@@ -182,10 +183,18 @@ class Recorder:
             )
         return record
 
+    def _observe_layers(self) -> None:
+        """Observes the model's layers, those too that came to be since it was attached."""
+        for layer in keras_internals.flatten_layers(self._model):
+            if id(layer) not in self._layers and self._relevant(layer):
+                self._layers.add(id(layer))
+                self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
+
     def _observe(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         stand_in = vars(owner).get(name)
         if not isinstance(stand_in, _StandIn):
-            stand_in = vars(owner)[name] = _StandIn(getattr(owner, name))
+            own = vars(owner).get(name)
+            stand_in = vars(owner)[name] = _StandIn(getattr(owner, name), own)
         stand_in.observers.append(observer)
         self._seen.append((owner, name, observer))
 
@@ -264,10 +273,16 @@ class Recorder:
 
 
 class _StandIn:
-    """Stands in for a bound method of one object and lets observers wrap each call."""
+    """Stands in for a bound method of one object and lets observers wrap each call.
 
-    def __init__(self, method: Callable[..., Any]) -> None:
+    Args:
+        method: The method.
+        own: What the instance itself had under the method's name, or None.
+    """
+
+    def __init__(self, method: Callable[..., Any], own: Any) -> None:
         self.method = method
+        self.own = own
         self.observers: list[Callable[..., Any]] = []
         functools.update_wrapper(self, method)
 

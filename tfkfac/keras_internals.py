@@ -51,7 +51,9 @@ def logits_of(probabilities: Any, op_type: str) -> tf.Tensor | None:
 
 def loss_arguments(loss: Any) -> tuple[Any, dict[str, Any]]:
     """What a Keras loss object computes: its function (or class) and its keyword arguments."""
-    function = getattr(loss, "fn", None)
+    wrapper = keras.losses.MeanSquaredError.call
+    overridden = isinstance(loss, keras.losses.Loss) and type(loss).call is not wrapper
+    function = None if overridden else getattr(loss, "fn", None)
     return (type(loss) if function is None else function), dict(getattr(loss, "_fn_kwargs", {}))
 
 

@@ -134,6 +134,11 @@ def finite_diagonals(*matrices: tf.Tensor) -> tf.Tensor:
     return all_finite(*(m if m.shape.rank < 2 else tf.linalg.diag_part(m) for m in matrices))
 
 
+def scalar(value: float | tf.Tensor, dtype: str | tf.DType) -> tf.Tensor:
+    """A number in a dtype; unlike ``tf.cast``, it keeps all digits of a Python number."""
+    return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)
+
+
 def dot(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """The sum of the products of the entries of two tensors of one shape."""
     return tf.tensordot(tf.reshape(left, [-1]), tf.reshape(right, [-1]), axes=1)

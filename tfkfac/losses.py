@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals
+from tfkfac import keras_internals, linalg
 from tfkfac.predictive import Bernoulli, Categorical, Normal, Predictive, Registered, Unknown
 
 
@@ -75,7 +75,7 @@ def observe(call: LossCall) -> Observation:
     if not summed:
         weights *= tf.cast(batch, weights.dtype)
     if call.loss_weight is not None:
-        weights *= tf.cast(call.loss_weight, weights.dtype)
+        weights *= _loss_weight(call.loss_weight, weights.dtype)
     weighted = call.sample_weight is not None or mask is not None
     if weighted or tf.is_tensor(call.loss_weight):
         weights = _require_non_negative(weights)
@@ -146,7 +146,7 @@ def require_supported(loss: Any) -> None:
         ValueError: Naming the loss and the ways out.
     """
     for leaf in tf.nest.flatten(loss):
-        if leaf is None:
+        if leaf is None or str(leaf).lower() in ("crossentropy", "ce"):  # Keras picks by shapes.
             continue
         found = keras.losses.get(leaf)
         keys = (found, type(found), *keras_internals.loss_arguments(found)[:1])
@@ -172,26 +172,67 @@ def unsupported_message(loss: Any) -> str:
 
 
 def _categorical(
+    outputs: tf.Tensor,
+    *,
+    from_logits: bool = False,
+    axis: int = -1,
+    label_smoothing: float = 0.0,
+    **_: Any,
+) -> Predictive:
+    """Keras divides probabilities by their sum before it clips them."""
+    probabilities = _full_precision(outputs)
+    if not from_logits:
+        probabilities /= tf.reduce_sum(probabilities, axis, keepdims=True)
+    return _classes(outputs, probabilities, from_logits, axis, label_smoothing)
+
+
+def _sparse_categorical(
     outputs: tf.Tensor, *, from_logits: bool = False, axis: int = -1, **_: Any
+) -> Predictive:
+    """Keras divides clipped probabilities by their sum."""
+    return _classes(outputs, _full_precision(outputs), from_logits, axis)
+
+
+def _classes(
+    outputs: tf.Tensor,
+    probabilities: tf.Tensor,
+    from_logits: bool,
+    axis: int,
+    label_smoothing: float = 0.0,
 ) -> Predictive:
     logits = keras_internals.logits_of(outputs, "Softmax")
     if logits is None and from_logits:
         logits = outputs
     if logits is not None:
-        return Categorical(_full_precision(logits), axis, target=logits)
-    clipped, chain = _clip(_full_precision(outputs))
-    return Categorical(tf.math.log(clipped), axis, target=outputs, chain=chain / clipped)
+        return Categorical(
+            _full_precision(logits), axis, target=logits, label_smoothing=label_smoothing
+        )
+    clipped, chain = _clip(probabilities)
+    # A factor that an example's classes share moves no probability: the chain leaves it out.
+    chain = tf.math.divide_no_nan(chain, _full_precision(outputs))
+    return Categorical(
+        tf.math.log(clipped), axis, target=outputs, chain=chain, label_smoothing=label_smoothing
+    )
 
 
-def _bernoulli(outputs: tf.Tensor, *, from_logits: bool = False, **_: Any) -> Predictive:
+def _bernoulli(
+    outputs: tf.Tensor,
+    *,
+    from_logits: bool = False,
+    axis: int = -1,
+    label_smoothing: float = 0.0,
+    **_: Any,
+) -> Predictive:
+    arguments: dict[str, Any] = {"mean_axis": axis, "label_smoothing": label_smoothing}
     logits = keras_internals.logits_of(outputs, "Sigmoid")
     if logits is None and from_logits:
         logits = outputs
     if logits is not None:
-        return Bernoulli(_full_precision(logits), target=logits)
+        return Bernoulli(_full_precision(logits), target=logits, **arguments)
     clipped, chain = _clip(_full_precision(outputs))
     log_odds = tf.math.log(clipped) - tf.math.log1p(-clipped)
-    return Bernoulli(log_odds, target=outputs, chain=chain / (clipped * (1.0 - clipped)))
+    chain /= clipped * (1.0 - clipped)
+    return Bernoulli(log_odds, target=outputs, chain=chain, **arguments)
 
 
 def _normal(outputs: tf.Tensor, **_: Any) -> Predictive:
@@ -200,11 +241,17 @@ def _normal(outputs: tf.Tensor, **_: Any) -> Predictive:
 
 _DISTRIBUTIONS: dict[Any, Callable[..., Predictive]] = {
     keras.losses.categorical_crossentropy: _categorical,
-    keras.losses.sparse_categorical_crossentropy: _categorical,
+    keras.losses.sparse_categorical_crossentropy: _sparse_categorical,
     keras.losses.binary_crossentropy: _bernoulli,
     keras.losses.mean_squared_error: _normal,
 }
 """Loss function or class → outputs and the loss' arguments → distribution."""
+
+
+_NEGATIVE = (
+    "tfkfac: a sample, class or loss weight is negative; a Fisher matrix has no negative weights. "
+    "Use weights >= 0."
+)
 
 
 class _ValuesAsTheyAre(keras.losses.Loss):
@@ -240,7 +287,9 @@ def _ones_and_mask(call: LossCall) -> tuple[tf.Tensor, tf.Tensor | None]:
 
 def _reduction_weights(call: LossCall, ones: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """c_u = ∂(reduced loss) / ∂(loss value of u), by differentiating Keras' own reduction."""
-    reduction = _ValuesAsTheyAre(reduction=call.loss.reduction, dtype=call.loss.dtype)
+    reduction = _ValuesAsTheyAre(
+        name="reduction", reduction=call.loss.reduction, dtype=call.loss.dtype
+    )
     with tf.GradientTape() as tape:
         tape.watch(ones)
         keras_internals.set_mask(ones, mask)
@@ -258,19 +307,24 @@ def _at_target(weights: tf.Tensor, predictive: Predictive) -> tf.Tensor:
         units = tf.cast(predictive.units(), weights.dtype)
         weights *= tf.cast(tf.size(weights), weights.dtype) / units
     rank = predictive.target.shape.rank
-    if predictive.axis is not None and weights.shape.rank == rank - 1:
-        return tf.expand_dims(weights, predictive.axis)
+    if weights.shape.rank == rank - 1:
+        return tf.expand_dims(
+            weights, predictive.mean_axis if predictive.axis is None else predictive.axis
+        )
     while weights.shape.rank < rank:
         weights = weights[..., None]
     return weights
 
 
+def _loss_weight(weight: Any, dtype: tf.DType) -> tf.Tensor:
+    """The factor of a loss."""
+    if not tf.is_tensor(weight) and weight < 0:
+        raise ValueError(f"{_NEGATIVE} Got the loss weight {weight}.")
+    return linalg.scalar(weight, dtype)
+
+
 def _require_non_negative(weights: tf.Tensor) -> tf.Tensor:
-    check = tf.debugging.assert_non_negative(
-        weights,
-        "tfkfac: a sample, class or loss weight is negative; a Fisher matrix has no negative "
-        "weights. Use weights >= 0.",
-    )
+    check = tf.debugging.assert_non_negative(weights, _NEGATIVE)
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(weights)
 

@@ -25,12 +25,12 @@ class PhiloxNoise:
         self._draws = 0
 
     def uniform(self, shape: Any, dtype: Any) -> tf.Tensor:
-        """Numbers in (0, 1), multiples of 2⁻²⁴ and a half."""
+        """Numbers in (0, 1): odd multiples of 2⁻²⁴, which float32 holds exactly."""
         bits = tf.random.stateless_uniform(
             shape, self._next_seed(), minval=None, maxval=None, dtype=tf.uint32, alg="philox"
         )
-        high = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
-        return tf.cast((tf.cast(high, tf.float32) + 0.5) * 2.0**-24, dtype)
+        high = tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32))
+        return tf.cast((tf.cast(high, tf.float32) + 0.5) * 2.0**-23, dtype)
 
     def normal(self, shape: Any, dtype: Any) -> tf.Tensor:
         """Standard normal numbers, by inversion."""

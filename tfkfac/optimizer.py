@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals, linalg, losses
+from tfkfac import linalg, losses
 from tfkfac.blocks import KroneckerBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.cost import refresh_cost
@@ -124,7 +124,7 @@ class KFAC(keras.optimizers.Optimizer):
         self.skip = tuple(skip)
         self.max_exact_outputs = max_exact_outputs
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self._recorder = Recorder()
+        self._recorder = Recorder(relevant=supported)
         self._model_reference: Any = lambda: None
         self._collection: LayerCollection | None = None
         if model is not None:
@@ -158,7 +158,6 @@ class KFAC(keras.optimizers.Optimizer):
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
-        self._observe_layers()
 
     def detach(self) -> None:
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""
@@ -187,7 +186,6 @@ class KFAC(keras.optimizers.Optimizer):
             The record; its `loss` evaluates a Keras loss and notes it.
         """
         self._require_model()
-        self._observe_layers()
         with self._recorder.recording(explicit=True) as record:
             yield record
 
@@ -234,7 +232,6 @@ class KFAC(keras.optimizers.Optimizer):
         self._largest_batch = self.add_variable(shape=(), dtype="float32", name="largest_batch")
         for block in self._collection:
             block.build(self.add_variable, lambda: tf.convert_to_tensor(self.damping))
-        self._observe_layers()
         self._collection.warn_of_fallbacks()
 
     # --- one step --------------------------------------------------------------------------
@@ -383,11 +380,6 @@ class KFAC(keras.optimizers.Optimizer):
                 "optimizer.attach(model), or construct it with KFAC(model=model)."
             )
         return model
-
-    def _observe_layers(self) -> None:
-        """Observes every layer that may get a Kronecker block."""
-        layers = keras_internals.flatten_layers(self._require_model())
-        self._recorder.observe_layers(layer for layer in layers if supported(layer))
 
 
 def _of_mean_loss(

@@ -37,7 +37,10 @@ class Predictive(abc.ABC):
         target: The tensor to backpropagate from.
         chain: d(logits)/d(target), elementwise, or None where they are the same.
         axis: The axis of `target` that makes up one unit, or None where every scalar is one.
+        mean_axis: Where every scalar is a unit: the axis that the loss takes its mean over.
     """
+
+    mean_axis = -1
 
     def __init__(
         self, target: tf.Tensor, chain: tf.Tensor | None = None, axis: int | None = None
@@ -100,7 +103,9 @@ class Categorical(Predictive):
         axis: int = -1,
         target: tf.Tensor | None = None,
         chain: tf.Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
+        self._label_smoothing = label_smoothing
         self._classes_axis = axis % logits.shape.rank
         super().__init__(logits if target is None else target, chain, self._classes_axis)
         self.logits = logits
@@ -125,14 +130,14 @@ class Categorical(Predictive):
         return probabilities - self._one_hot(classes)
 
     def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
-        """``p − y`` for one-hot, soft or integer labels y."""
+        """``p − y`` for one-hot, soft or integer labels y, smoothed as Keras smooths them."""
         if labels.shape.rank == self.logits.shape.rank - 1:
             labels = self._one_hot(tf.cast(labels, tf.int32))
         elif labels.shape[self._classes_axis] == 1 and self.logits.shape[self._classes_axis] != 1:
             labels = self._one_hot(tf.cast(tf.squeeze(labels, self._classes_axis), tf.int32))
-        return tf.nn.softmax(self.logits, axis=self._classes_axis) - tf.cast(
-            labels, self.logits.dtype
-        )
+        labels = tf.cast(labels, self.logits.dtype)
+        labels += self._label_smoothing * (1.0 / self.logits.shape[self._classes_axis] - labels)
+        return tf.nn.softmax(self.logits, axis=self._classes_axis) - labels
 
     def root_column(self, index: tf.Tensor) -> tf.Tensor:
         """``√p_k (e_k − p)``."""
@@ -164,9 +169,13 @@ class Bernoulli(Predictive):
         logits: tf.Tensor,
         target: tf.Tensor | None = None,
         chain: tf.Tensor | None = None,
+        mean_axis: int = -1,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(logits if target is None else target, chain)
         self.logits = logits
+        self.mean_axis = mean_axis
+        self._label_smoothing = label_smoothing
 
     @property
     def distribution(self) -> Any:
@@ -180,8 +189,10 @@ class Bernoulli(Predictive):
         return probabilities - tf.cast(draws < probabilities, self.logits.dtype)
 
     def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
-        """``p − y``."""
-        return tf.sigmoid(self.logits) - tf.cast(labels, self.logits.dtype)
+        """``p − y``, y smoothed towards ½ as Keras smooths it."""
+        labels = tf.reshape(tf.cast(labels, self.logits.dtype), tf.shape(self.logits))
+        labels += self._label_smoothing * (0.5 - labels)
+        return tf.sigmoid(self.logits) - labels
 
     def root_column(self, index: tf.Tensor) -> tf.Tensor:
         """``√(p(1 − p))``: a unit is one scalar."""
@@ -256,7 +267,10 @@ class Registered(Predictive):
         with tf.GradientTape() as tape:
             outputs = tf.identity(self.target)
             tape.watch(outputs)
-            nll = -self._make(outputs).log_prob(labels)
+            distribution = self._make(outputs)
+            shape = [distribution.batch_shape_tensor(), distribution.event_shape_tensor()]
+            labels = tf.reshape(tf.cast(labels, distribution.dtype), tf.concat(shape, axis=0))
+            nll = -distribution.log_prob(labels)
         return tape.gradient(nll, outputs, unconnected_gradients="zero")
 
     def root_column(self, index: tf.Tensor) -> tf.Tensor:

@@ -44,9 +44,9 @@ def _omega_at_places(
     if not any(observation.weighted for observation in observations):
         return None
     weights = [
-        tf.cast(observation.weights, dtype)
+        tf.cast(weight if weight.shape.rank else tf.fill([observation.batch], weight), dtype)
         for observation in observations
-        if observation.weights.shape.rank
+        for weight in (observation.weights,)
     ]
     if all(_line_up(weight.shape, static) for weight in weights):
         return tf.add_n(weights)

@@ -108,12 +108,14 @@ class Conv2DBlock(KroneckerBlock):
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
         """Sums over chunks of examples (and bands of rows), so that patches stay small."""
         images = self.window.pad(self._channels_last(inputs))
-        chunks = _Chunks.of(images, self.window, self.input_dim * self.groups, self.dtype)
-        images = chunks.pad_examples(images)
+        chunks = _Chunks.of(images, self.window, self._patch_size, self.dtype)
         omega = weights.omega
+        if omega is None and not chunks.are_exact:
+            omega = tf.ones([1, 1, 1], self.dtype)
         if omega is not None:
             places = [tf.shape(inputs)[0], *chunks.places]
-            omega = chunks.pad_examples(tf.broadcast_to(omega, places)[..., None])
+            omega = chunks.pad_weights(tf.broadcast_to(omega, places)[..., None])
+        images = chunks.pad_images(images)
 
         def moment_of_chunk(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             rows = self._rows(chunks.images(images, index))
@@ -127,6 +129,11 @@ class Conv2DBlock(KroneckerBlock):
         if not self.has_bias:
             return moment
         return linalg.border(moment, sums, tf.broadcast_to(weights.total, sums.shape[:-1]))
+
+    @property
+    def _patch_size(self) -> int:
+        """Numbers in the patch that one output location sees, over all groups."""
+        return self.groups * (self.input_dim - self.has_bias)
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Every location is a row; the channels of a group are contiguous."""
@@ -180,15 +187,16 @@ class _Chunks:
     """Equal pieces of a batch of padded images, whose patches fit `PATCH_BYTES`.
 
     A chunk is `examples` whole images or, where one image is too large, a band of `rows` output
-    rows of one image. All chunks have one shape, so that the loop over them compiles with XLA;
-    the batch is filled up with zero images, which add nothing.
+    rows of one image. All chunks have one shape, so that the loop over them compiles with XLA; the
+    batch is filled up with zero images and the images with rows of weight zero, which add nothing.
+    Every size is an int where it is known when the graph is made, else a tensor.
     """
 
     window: Window
-    examples: int
+    batch: Any
+    examples: Any
     rows: Any
     places: tuple[Any, Any]
-    batch: Any
 
     @classmethod
     def of(cls, images: tf.Tensor, window: Window, patch: int, dtype: str) -> _Chunks:
@@ -200,35 +208,46 @@ class _Chunks:
             patch: Numbers in a patch.
             dtype: Of the images.
         """
-        sizes = [
-            tf.shape(images)[axis] if static is None else static
-            for axis, static in enumerate(images.shape.as_list())
-        ]
-        height, width = window.outputs(sizes[1], 0), window.outputs(sizes[2], 1)
-        row_bytes = width * patch * tf.dtypes.as_dtype(dtype).size
-        if not isinstance(height, int) or not isinstance(row_bytes, int):
-            return cls(window, 1, height, (height, width), sizes[0])
-        fitting = max(1, PATCH_BYTES // row_bytes)
-        if fitting < height:
-            rows = max(rows for rows in range(1, fitting + 1) if height % rows == 0)
-            return cls(window, 1, rows, (height, width), sizes[0])
-        pieces = -(-sizes[0] // (fitting // height))
-        return cls(window, -(-sizes[0] // pieces), height, (height, width), sizes[0])
-
-    @property
-    def count(self) -> Any:
-        """The number of chunks."""
-        return -(-self.batch // self.examples) * self.bands
+        batch, padded_height, padded_width = (
+            tf.shape(images)[axis] if images.shape[axis] is None else images.shape[axis]
+            for axis in range(3)
+        )
+        height, width = window.outputs(padded_height, 0), window.outputs(padded_width, 1)
+        row_bytes = width * (patch * tf.dtypes.as_dtype(dtype).size)
+        fitting = _greater(1, PATCH_BYTES // row_bytes)
+        bands = _parts(height, fitting)
+        pieces = _parts(batch, _greater(1, fitting // height))
+        return cls(window, batch, _parts(batch, pieces), _parts(height, bands), (height, width))
 
     @property
     def bands(self) -> Any:
         """Bands of rows that an image is cut into."""
-        return self.places[0] // self.rows
+        return _parts(self.places[0], self.rows)
 
-    def pad_examples(self, images: tf.Tensor) -> tf.Tensor:
-        """Fills the batch up to whole chunks, with zeros."""
-        missing = -self.batch % self.examples
-        return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+    @property
+    def count(self) -> Any:
+        """The number of chunks."""
+        return _parts(self.batch, self.examples) * self.bands
+
+    @property
+    def are_exact(self) -> bool:
+        """Whether the bands are known to cover the images' rows exactly."""
+        missing = self._missing_rows
+        return isinstance(missing, int) and missing == 0
+
+    @property
+    def _missing_rows(self) -> Any:
+        return self.bands * self.rows - self.places[0]
+
+    def pad_images(self, images: tf.Tensor) -> tf.Tensor:
+        """Fills batch and images up to whole chunks, with zeros."""
+        below = self._missing_rows * self.window.strides[0]
+        return tf.pad(images, [[0, -self.batch % self.examples], [0, below], [0, 0], [0, 0]])
+
+    def pad_weights(self, omega: tf.Tensor) -> tf.Tensor:
+        """Fills the weights of the places up to whole chunks, with zeros."""
+        missing = [[0, -self.batch % self.examples], [0, self._missing_rows], [0, 0], [0, 0]]
+        return tf.pad(omega, missing)
 
     def images(self, images: tf.Tensor, index: Any) -> tf.Tensor:
         """The part of the padded images that the chunk's output locations see."""
@@ -266,3 +285,15 @@ class _Chunks:
             parallel_iterations=1,
         )
         return sums
+
+
+def _parts(whole: Any, part: Any) -> Any:
+    """How many parts cover a whole, rounded up."""
+    return -(-whole // part)
+
+
+def _greater(left: Any, right: Any) -> Any:
+    """The greater of two sizes, ints or tensors."""
+    if isinstance(left, int) and isinstance(right, int):
+        return max(left, right)
+    return tf.maximum(left, right)

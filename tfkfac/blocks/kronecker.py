@@ -185,8 +185,9 @@ class KroneckerBlock(Block):
         if damping is None:
             damping = self._current_damping()
             return self.from_matrix(self._inverse.precondition(matrix, damping))
+        self._require_statistics()
         averages = self._averages.read()
-        damping = tf.cast(damping, self.dtype)
+        damping = linalg.scalar(damping, self.dtype)
         kept = self._inverse.compute(averages["A"], averages["G"], averages["uses"], damping)
         return self.from_matrix(self._inverse.apply(kept, matrix, damping))
 
