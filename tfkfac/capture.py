@@ -236,8 +236,13 @@ class Recorder:
             record.unreachable.append(layer.name)
             return call(*args, **kwargs)
         inputs = args[0] if args else next(iter(kwargs.values()))
-        with _noting_preactivations(layer, record.tape) as preactivations:
+        if "activation" in vars(layer):
+            with _noting_preactivations(layer, record.tape) as preactivations:
+                outputs = call(*args, **kwargs)
+        else:
             outputs = call(*args, **kwargs)
+            record.tape.watch(outputs)
+            preactivations = [outputs]
         mask = keras_internals.mask_of(inputs)
         record.uses.setdefault(id(layer), []).extend(
             Use(inputs, seen, mask) for seen in preactivations

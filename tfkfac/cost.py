@@ -77,7 +77,8 @@ def block_cost(
     kernel = block.groups * (block.input_dim - block.has_bias) * block.output_dim
     product = 2.0 * places * kernel
     inputs, outputs = block.input_dim, block.output_dim
-    moments = sum(2.0 * places * _triangle_entries(dim) for dim in (inputs, outputs))
+    entries = _triangle_entries if block.groups == 1 else _square_entries
+    moments = sum(2.0 * places * entries(dim) for dim in (inputs, outputs))
     products = _PRECONDITION_PRODUCTS[method] * inputs * outputs * (inputs + outputs)
     return StepCost(
         forward=product,
@@ -129,3 +130,8 @@ def refresh_cost(block: KroneckerBlock) -> float:
 def _triangle_entries(dim: int) -> int:
     """Entries of a ``dim × dim`` second moment that are really computed."""
     return sum((stop - start) * stop for start, stop in linalg.panel_bounds(dim))
+
+
+def _square_entries(dim: int) -> int:
+    """Entries of a second moment that is computed whole, as those of groups are."""
+    return dim * dim

@@ -81,7 +81,8 @@ class Hyperparameter:
             ValueError: The number is not allowed.
         """
         unused = value is None and self.optional
-        if not unused and not isinstance(value, LearningRateSchedule):
+        scheduled = isinstance(value, LearningRateSchedule) and not self.allowed.integer
+        if not unused and not scheduled:
             self.allowed.check(self.name, value)
             value = optimizer.add_variable(
                 shape=(),

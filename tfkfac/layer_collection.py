@@ -78,7 +78,7 @@ class LayerCollection:
         Raises:
             ValueError: The model has no weights yet, or a pattern matches no layer.
         """
-        if not model.built:
+        if not model.built and not model.trainable_variables:
             raise ValueError(
                 f"Model {model.name!r} has no weights yet: call it on data, or "
                 "model.build(input_shape), before it is scanned."

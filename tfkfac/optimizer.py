@@ -105,6 +105,11 @@ class KFAC(keras.optimizers.Optimizer):
                 f"{kwargs['gradient_accumulation_steps']!r}: the factors would have to be "
                 "accumulated too. Use a larger batch."
             )
+        if isinstance(skip, str):
+            raise ValueError(
+                f"Argument `skip` must be a sequence of regular expressions, got the string "
+                f"{skip!r}; write skip=({skip!r},)."
+            )
         if isinstance(learning_rate, int | float):
             Range(0.0).check("learning_rate", learning_rate)
             learning_rate = float(learning_rate)

@@ -49,13 +49,22 @@ def _omega_at_places(
         for weight in (observation.weights,)
     ]
     if all(_line_up(weight.shape, static) for weight in weights):
-        return tf.add_n(weights)
+        return _repeat_examples(tf.add_n(weights), shape[0])
     examples = tf.add_n(
         [tf.reduce_sum(weight, axis=list(range(1, weight.shape.rank))) for weight in weights]
     )
-    batch = tf.shape(examples)[0]
-    repeated = tf.broadcast_to(examples[:, None], [batch, shape[0] // batch])
+    repeated = _repeat_examples(examples, shape[0])
     return tf.reshape(repeated, [-1] + [1] * (static.rank - 1))
+
+
+def _repeat_examples(weights: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Repeats ``[N, ...]`` to ``[count, ...]`` for layers with several rows an example."""
+    shape = tf.shape(weights)
+    folds = count // shape[0]
+    repeated = tf.broadcast_to(
+        weights[:, None], tf.concat([shape[:1], folds[None], shape[1:]], axis=0)
+    )
+    return tf.reshape(repeated, tf.concat([count[None], shape[1:]], axis=0))
 
 
 def _mask_at_places(mask: tf.Tensor | None, static: tf.TensorShape, dtype: str) -> tf.Tensor | None:

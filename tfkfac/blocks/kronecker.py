@@ -161,7 +161,12 @@ class KroneckerBlock(Block):
     @property
     def state_size(self) -> int:
         """Averages and what the inverse method keeps."""
-        shapes = [*self._averages.shapes.values(), *self._inverse.shapes().values()]
+        weight_of_averages: tuple[int, ...] = ()
+        shapes = [
+            *self._averages.shapes.values(),
+            weight_of_averages,
+            *self._inverse.shapes().values(),
+        ]
         return sum(int(tf.TensorShape(shape).num_elements() or 0) for shape in shapes)
 
     @property
