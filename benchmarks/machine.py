@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import platform
+import resource
 import subprocess
 import time
 from importlib import metadata
@@ -30,6 +33,18 @@ def matmul_rate(size: int = 1000, repeats: int = 15) -> float:
     return 2.0 * size**3 / float(np.min(seconds))
 
 
+def peak_megabytes() -> float:
+    """Peak memory of this process so far.
+
+    Linux' own count is of this program alone; ``getrusage`` would begin with what the parent held.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return float(peak.split()[1]) / 1024
+
+
 def description() -> dict[str, Any]:
     """Machine, versions and commit, for the head of a report."""
     return {
@@ -43,8 +58,6 @@ def description() -> dict[str, Any]:
 
 
 def _cpu_set() -> set[int]:
-    import os
-
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 
 

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -37,6 +36,9 @@ matplotlib.use("Agg")
 
 SCHEDULES = {"KFAC 1/10": (1, 10), "KFAC 10/20": (10, 20)}
 """Name of a setting → steps between factor updates and between inverses."""
+
+WARM_UP_STEPS = 100
+"""Steps of KFAC before measuring: until then its updates come more often (tfkfac/schedule.py)."""
 
 
 @dataclasses.dataclass
@@ -91,8 +93,8 @@ def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str,
     totals = count_operations(problem, method)["totals"]
     measured = {name: Measurement(operations=1e9 * total) for name, total in totals.items()}
     run = {name: compiled_step(problem, name, method)[0] for name in measured}
-    for step in run.values():
-        for _ in range(3):
+    for name, step in run.items():
+        for _ in range(WARM_UP_STEPS if name in SCHEDULES else 3):
             step().numpy()
     for _ in rich.progress.track(range(rounds), description=problem.name):
         for name, step in run.items():
@@ -122,12 +124,12 @@ def alone(problem: Problem, name: str, method: str) -> None:
     first = time.perf_counter() - start
     for _ in range(25):
         step().numpy()
-    print(json.dumps([first, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    print(json.dumps([first, machine.peak_megabytes()]))
 
 
 def report(problem: Problem, measured: dict[str, Measurement], rate: float, method: str) -> None:
     """Prints both tables: the work, and the measurements against it."""
-    console = Console()
+    console = Console(width=130)
     counted = count_operations(problem, method)
     parts = ", ".join(f"{key} {value:.2f}" for key, value in counted["parts"].items())
     console.print(f"\n[bold]{problem.name}[/bold], batch {problem.batch_size}, method {method}")

@@ -15,7 +15,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
-from steps import apply, gradients, train
+from steps import apply, attached, gradients, train
 
 import tfkfac
 from tfkfac import capture
@@ -205,6 +205,32 @@ def test_detached_model_can_be_trained_by_another() -> None:
     assert second.iterations == 1
     with pytest.raises(ValueError, match=r"optimizer.attach\(model\)"):
         first.build(model.trainable_variables)
+
+
+def test_detached_optimizer_may_return_to_its_model() -> None:
+    model, reference = attached(models.kfac()), attached(models.kfac())
+    train(model, 1)
+    model.optimizer.detach()
+    model.optimizer.attach(model)
+    for ours, expected in zip(train(model, 1), train(reference, 2), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_compiling_again_observes_once(records: list[capture.Record]) -> None:
+    model = attached(models.kfac())
+    model.compile(model.optimizer, models.crossentropy())
+    train(model, 1)
+    assert len(records) == 1
+    assert model.optimizer.layer_collection["hidden"].uses == 1
+
+
+def test_compiling_with_another_optimizer_lets_go(records: list[capture.Record]) -> None:
+    model = attached(models.kfac())
+    train(model, 1)
+    records.clear()
+    model.compile(keras.optimizers.SGD(0.1), models.crossentropy())
+    train(model, 1)
+    assert not records
 
 
 def test_model_does_not_outlive_its_last_user() -> None:

@@ -118,6 +118,16 @@ def test_variational_autoencoder_without_record_is_told_of_it() -> None:
         vae.fit(_images(), verbose=0)
 
 
+@pytest.mark.parametrize("loss", ["binary_crossentropy", keras.losses.binary_crossentropy])
+def test_loss_that_is_no_loss_object_is_refused(loss: Any) -> None:
+    vae = VAE(_encoder(), _decoder())
+    with (
+        pytest.raises(ValueError, match=r"`loss` must be a keras.losses.Loss.*binary_crossentropy"),
+        models.kfac(model=vae).record() as record,
+    ):
+        record.loss(loss, _images(), vae.decoder(vae.encoder(_images())[2]))
+
+
 def _discriminator() -> keras.Sequential:
     return keras.Sequential(
         [

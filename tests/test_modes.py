@@ -153,6 +153,16 @@ def test_seed_decides_the_samples() -> None:
     assert not all(np.allclose(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_samples_are_new_in_every_step() -> None:
+    optimizer = models.kfac(learning_rate=0.0, factor_decay=0.0)
+    model = attached(optimizer)
+    seen = []
+    for _ in range(3):
+        train(model, 1)
+        seen.append(optimizer.layer_collection["logits"].factors["G"].numpy())
+    assert not any(np.allclose(a, b) for a, b in itertools.combinations(seen, 2))
+
+
 class CountsTraces(keras.Sequential):
     """Counts how often Python runs its training step, and keeps the last graph of one."""
 
@@ -188,29 +198,28 @@ def test_training_never_retraces_after_the_first_epoch(steps_per_execution: int)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
-def _operations(graph: Any) -> list[tuple[str, str]]:
-    """(name, type) of every operation of the graph whose result is used, branches included.
-
-    TensorFlow differentiates convolutions with respect to both operands and prunes later.
-    """
+def _operations(graph: Any) -> Iterator[tuple[str, str, bool]]:
+    """(name, type, whether its result is used) of every operation, branches included."""
     definition = graph.as_graph_def()
     functions = {function.signature.name: function for function in definition.library.function}
-    found, pending, seen = [], [(definition.node, [t.name for t in graph.outputs])], set()
+    pending, seen = [(definition.node, [result.name for result in graph.outputs])], set()
     while pending:
         nodes, results = pending.pop()
-        read = {name.split(":")[0] for node in nodes for name in [*node.input, *results]}
-        found += [(node.name, node.op) for node in nodes if node.name in read]
+        read = {name.split(":")[0] for name in [*results, *(i for n in nodes for i in n.input)]}
+        yield from ((node.name, node.op, node.name in read) for node in nodes)
         for attribute in (value for node in nodes for value in node.attr.values()):
             called = {attribute.func.name, *(function.name for function in attribute.list.func)}
             for name in called & functions.keys() - seen:
                 seen.add(name)
                 pending.append((functions[name].node_def, functions[name].ret.values()))
-    return found
 
 
 @functools.cache
 def _counts(factory: Callable[[], keras.Model], fisher: str | None) -> collections.Counter[str]:
-    """How many operations of each type a step takes; "… forward" in the forward pass alone.
+    """How many operations of each type a step has; "… forward" in the forward pass alone.
+
+    "… used" are those that are not pruned: TensorFlow differentiates a convolution with respect to
+    both operands, whether both are asked for or not.
 
     Args:
         factory: The model.
@@ -222,9 +231,10 @@ def _counts(factory: Callable[[], keras.Model], fisher: str | None) -> collectio
     model.compile(optimizer=optimizer, loss=models.crossentropy())
     model.fit(x, y, batch_size=len(x), verbose=0)
     counts: collections.Counter[str] = collections.Counter()
-    for name, kind in _operations(model.graph):
-        counts[kind] += 1
+    for name, kind, used in _operations(model.graph):
         forward = not name.startswith("gradient_tape/") and "kfac" not in name
+        counts[kind] += 1
+        counts[f"{kind} used"] += used
         counts[f"{kind} forward"] += forward
     return counts
 
@@ -250,9 +260,10 @@ def test_convolutional_step_has_one_forward_pass() -> None:
     sgd = _counts(models.convolutional, None)
     kfac = _counts(models.convolutional, "mc")
     assert kfac["Conv2D"] == sgd["Conv2D"] == 2
-    assert kfac["Conv2DBackpropFilter"] == sgd["Conv2DBackpropFilter"] == 2
+    images, kernels = "Conv2DBackpropInput used", "Conv2DBackpropFilter used"
+    assert kfac[kernels] == sgd[kernels] == 2
     extra_backward = 1  # none to the images
-    assert kfac["Conv2DBackpropInput"] - sgd["Conv2DBackpropInput"] == extra_backward
+    assert kfac[images] - sgd[images] == extra_backward
     assert kfac["MatMul forward"] == sgd["MatMul forward"] == 1
     assert kfac["Relu"] == sgd["Relu"] == 2
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -39,20 +40,33 @@ def batch_statistics(
         [use_weights(use, block, observations) for use in record.uses_of(block)] for block in seen
     ]
     targets = [observation.predictive.target for observation in observations]
+    batch = observations[0].batch
 
     def output_statistics(injected: list[tf.Tensor]) -> list[dict[str, tf.Tensor]]:
         gradients = record.backpropagate(targets, injected, seen)
-        return [
-            block.output_statistics(gradients[id(block)], weights_of_block)
+        return _in_turn(
+            functools.partial(block.output_statistics, gradients[id(block)], weights_of_block)
             for block, weights_of_block in zip(seen, weights, strict=True)
-        ]
+        )
 
     outputs = estimator.sum(observations, noise, output_statistics)
-    batch = observations[0].batch
+    inputs = _in_turn(
+        functools.partial(block.input_statistics, record.uses_of(block), weights_of_block, batch)
+        for block, weights_of_block in zip(seen, weights, strict=True)
+    )
     return [
-        (block, block.input_statistics(record.uses_of(block), weights_of_block, batch) | output)
-        for block, weights_of_block, output in zip(seen, weights, outputs, strict=True)
+        (block, of_inputs | of_outputs)
+        for block, of_inputs, of_outputs in zip(seen, inputs, outputs, strict=True)
     ]
+
+
+def _in_turn(computations: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Results of computations that a graph must not run side by side: their temporaries add up."""
+    results: list[Any] = []
+    for compute in computations:
+        with tf.control_dependencies(tf.nest.flatten(results[-1:])):
+            results.append(compute())
+    return results
 
 
 def require_seen(

@@ -52,23 +52,27 @@ class DecayedAverages:
 
     def update(
         self, contributions: Mapping[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
-    ) -> None:
+    ) -> tf.Tensor:
         """Enters one batch; a batch with a non-finite statistic is left out.
 
         Args:
             contributions: A tensor for each statistic.
             decay: Scalar in [0, 1).
             weight: Scalar, the share of a whole batch (1 for a whole one).
+
+        Returns:
+            Whether the batch was entered, a boolean scalar.
         """
         finite = linalg.finite_diagonals(*contributions.values())
         decay, weight = tf.cast(decay, self.dtype), tf.cast(weight, self.dtype)
 
-        def enter() -> None:
+        def enter() -> tf.Tensor:
             for key, total in self._sums.items():
                 total.assign(decay * total + weight * tf.cast(contributions[key], self.dtype))
             self._weight.assign(decay * self._weight + weight)
+            return tf.constant(True)
 
-        tf.cond(finite, enter, lambda: None)
+        return tf.cond(finite, enter, lambda: tf.constant(False))
 
     def read(self) -> dict[str, tf.Tensor]:
         """The averages; zeros before the first update."""

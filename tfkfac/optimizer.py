@@ -296,8 +296,10 @@ class KFAC(keras.optimizers.Optimizer):
             PhiloxNoise(self.seed, self._iterations),
         )
         share = self._share_of_batch(observations[0].batch)
-        for block, values in statistics:
-            block.update(values, self.factor_decay, share)
+        entered: list[tf.Tensor] = []
+        for block, values in statistics:  # one after the other, for the sake of peak memory
+            with tf.control_dependencies(entered[-1:]):
+                entered.append(block.update(values, self.factor_decay, share))
 
     def _share_of_batch(self, batch: tf.Tensor) -> tf.Tensor:
         """n / N: a partial batch enters the averages with its share of the largest seen."""

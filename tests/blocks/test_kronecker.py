@@ -128,7 +128,7 @@ def test_shapes_and_sizes(kind: str, method: str) -> None:
     assert block.parameters == sum(v.numpy().size for v in block.variables)
     made = []
     block.build(lambda **kwargs: made.append(add_variable(**kwargs)), lambda: tf.constant(1.0))
-    assert block.state_size == sum(v.numpy().size for v in made) - 1  # the weight of the averages
+    assert block.state_size == sum(v.numpy().size for v in made)
 
 
 @kinds
