@@ -124,9 +124,11 @@ class KroneckerBlock(Block):
         places = tf.add_n([weight.places for weight in weights])
         return {"G": tf.math.divide_no_nan(tf.add_n(moments), places)}
 
-    def update(self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor) -> None:
-        """Enters the statistics of a batch into the decayed averages."""
-        self._averages.update(statistics, decay, weight)
+    def update(
+        self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
+    ) -> tf.Tensor:
+        """Enters the statistics of a batch into the decayed averages; returns whether it did."""
+        return self._averages.update(statistics, decay, weight)
 
     def refresh(self, damping: tf.Tensor) -> None:
         """Recomputes the inverses from the averages."""
