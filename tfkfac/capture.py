@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfkfac import keras_internals, linalg
@@ -66,7 +67,15 @@ class Record:
 
         Returns:
             ``weight · loss(y_true, y_pred, sample_weight)``.
+
+        Raises:
+            ValueError: `loss` is a name or a function.
         """
+        if not isinstance(loss, keras.losses.Loss):
+            raise ValueError(
+                f"Argument `loss` must be a keras.losses.Loss object, got {loss!r}; write "
+                "keras.losses.get(...) around a name, or use the class of the loss."
+            )
         self.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
         return loss(y_true, y_pred, sample_weight) * linalg.scalar(weight, loss.dtype)
 
