@@ -221,6 +221,32 @@ def test_generative_adversarial_network(run_eagerly: bool) -> None:
         assert optimizer.iterations == 4
 
 
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_two_optimizers_share_a_forward_pass(in_graph: bool) -> None:
+    """Each takes its own half of an autoencoder; both see the whole of the pass."""
+    parts = keras.Sequential(_encoder().layers[:2]), _generator()
+    parts[0].add(layers.Dense(LATENT, name="code"))
+    first, second = (models.kfac(model=part) for part in parts)
+    for part, optimizer in zip(parts, (first, second), strict=True):
+        optimizer.build(part.trainable_weights)
+
+    def step(x: Any) -> None:
+        with (
+            tf.GradientTape(persistent=True) as tape,
+            first.record() as record,
+            second.record() as other,
+        ):
+            outputs = parts[1](parts[0](x))
+            loss = record.loss(keras.losses.MeanSquaredError(), x, outputs)
+            other.loss(keras.losses.MeanSquaredError(), x, outputs)
+        for part, optimizer in zip(parts, (first, second), strict=True):
+            optimizer.apply(tape.gradient(loss, part.trainable_weights), part.trainable_weights)
+
+    (tf.function(step) if in_graph else step)(tf.constant(_images()))
+    for optimizer in (first, second):
+        _assert_all_statistics(optimizer, blocks=2)
+
+
 def test_discriminator_called_twice_in_one_record() -> None:
     """Real and generated images in two calls, with two losses, are one batch of both kinds."""
     real, fake = _images(), 1 - _images()

@@ -159,6 +159,9 @@ class Recorder:
         try:
             with record.tape if record.passes == 1 else contextlib.nullcontext():
                 yield record
+        except BaseException:  # of an interrupted step nothing is kept
+            self._forget(record)
+            raise
         finally:
             record.open = False
 
@@ -177,7 +180,7 @@ class Recorder:
                 "`with optimizer.record() as record:` around the forward pass and "
                 "`record.loss(loss, y_true, y_pred)` for the loss."
             )
-        del self._records(record.graph)[self._key()]
+        self._forget(record)
         if not record.explicit and record.passes > 1:
             raise ValueError(
                 f"Model {model_name!r} was called {record.passes} times in one training step, so "
@@ -232,8 +235,12 @@ class Recorder:
         def note(loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
             record.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
 
-        with keras_internals.watching_losses(compiled, note):
-            return compute_loss(*args, **kwargs)
+        try:
+            with keras_internals.watching_losses(compiled, note):
+                return compute_loss(*args, **kwargs)
+        except BaseException:
+            self._forget(record)
+            raise
 
     def _on_layer_call(
         self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
@@ -271,6 +278,9 @@ class Recorder:
                 return found
             graph = getattr(graph, "outer_graph", None)
         return self._eager.get(key)
+
+    def _forget(self, record: Record) -> None:
+        self._records(record.graph).pop(self._key(), None)
 
     def _records(self, graph: Any) -> dict[tuple[int, Any], Record]:
         if graph is None:

@@ -84,10 +84,13 @@ def require_seen(
     """
     trained = {id(variable) for variable in variables}
     for block in blocks:
-        if record.uses_of(block) or not any(id(v) in trained for v in block.variables):
+        hidden = block.name in record.unreachable
+        if not any(id(v) in trained for v in block.variables):
+            continue
+        if record.uses_of(block) and not hidden:
             continue
         why = "was not seen in the forward pass"
-        if block.name in record.unreachable:
+        if hidden:
             why = "runs inside an inner graph (a tf.function, a loop or a branch)"
         raise ValueError(
             f"Layer {block.name!r} {why}, so KFAC has no statistics of it. Call layers in the "

@@ -151,7 +151,7 @@ class KFAC(keras.optimizers.Optimizer):
                 loss that has no known predictive distribution.
         """
         current = self._model_reference()
-        if current is not model and (current is not None or self.built):
+        if current is not model and (current is not None or not self._was_built_for(model)):
             name = "that is gone" if current is None else repr(current.name)
             raise ValueError(
                 f"This KFAC already trains a model, {name}, and cannot also train "
@@ -163,6 +163,11 @@ class KFAC(keras.optimizers.Optimizer):
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
+
+    def _was_built_for(self, model: Any) -> bool:
+        """Whether the state, if there is any, is that of the model's variables."""
+        trained = {id(variable) for variable in self._trainable_variables}
+        return not self.built or trained == {id(v) for v in model.trainable_variables}
 
     def detach(self) -> None:
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""
