@@ -68,8 +68,8 @@ def main() -> None:
 
 
 # Each optimizer with its learning rate; KFAC is as it is without arguments, but for a looser bound
-# of its steps. The others' are the best that were tried on MNIST: SGD 1, 3 and 10 over 30 epochs (10
-# diverges), Adam 0.0003, 0.001 and 0.002 over 8.
+# of its steps. The others' are the best that were tried on MNIST: SGD 1, 3 and 10 over 30 epochs
+# (10 diverges), Adam 0.0003, 0.001 and 0.002 over 8.
 LEARNING_RATES = {"KFAC": 0.3, "SGD": 1.0, "Adam": 1e-3}
 OPTIMIZERS: dict[str, Callable[[float, int], keras.optimizers.Optimizer]] = {
     "KFAC": lambda rate, seed: tfkfac.KFAC(rate, kl_clip=1e-2, seed=seed),
