@@ -221,6 +221,23 @@ def test_generative_adversarial_network(run_eagerly: bool) -> None:
         assert optimizer.iterations == 4
 
 
+def test_weight_of_a_recorded_loss_scales_loss_and_curvature() -> None:
+    def recorded(weight: float) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        keras.utils.set_random_seed(0)
+        model, x = _generator(), _images()
+        optimizer = models.kfac(model=model, fisher="exact", learning_rate=0.0)
+        with tf.GradientTape() as tape, optimizer.record() as record:
+            outputs = model(x[:, :LATENT])
+            loss = record.loss(keras.losses.MeanSquaredError(), x, outputs, weight=weight)
+        optimizer.apply(tape.gradient(loss, model.trainable_weights), model.trainable_weights)
+        return loss, [block.to_dense() for block in optimizer.layer_collection]
+
+    (plain, fisher), (weighted, weighted_fisher) = recorded(1.0), recorded(3.0)
+    np.testing.assert_allclose(weighted, 3.0 * plain, rtol=1e-6)
+    for one, other in zip(fisher, weighted_fisher, strict=True):
+        np.testing.assert_allclose(other, 3.0 * one, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_two_optimizers_share_a_forward_pass(in_graph: bool) -> None:
     """Each takes its own half of an autoencoder; both see the whole of the pass."""

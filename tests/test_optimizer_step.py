@@ -153,6 +153,20 @@ def test_layer_that_is_frozen_later_stays_as_it_is() -> None:
     assert _differ(after[2:], before[2:])
 
 
+def test_frozen_bias_counts_as_one_without_gradient() -> None:
+    frozen, reference = attached(models.kfac()), attached(models.kfac())
+    for model in (frozen, reference):
+        train(model, 1)
+    bias = frozen.get_layer("hidden").bias
+    bias.trainable = False
+    before = bias.numpy()
+    kernels = [weight for weight in train(frozen, 1) if weight.ndim == 2]
+    np.testing.assert_array_equal(bias, before)
+    found = gradients(reference)
+    apply(reference, [found[0], tf.zeros_like(found[1]), *found[2:]])
+    _assert_close(kernels, [weight for weight in reference.get_weights() if weight.ndim == 2])
+
+
 # --- units ---------------------------------------------------------------------------------
 
 
