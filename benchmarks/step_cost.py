@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -49,15 +50,29 @@ class Measurement:
         operations: Of a mean step.
         seconds: Of every measured step.
         ratios: Mean step over the mean SGD step, round by round.
+        period: Steps after which the updates repeat.
         first_step: Seconds from `compile` to the end of the first step, tracing included.
-        peak_megabytes: Peak memory of a process that trains 25 steps.
+        tensor_megabytes: Most that the tensors of 25 steps took at once.
+        process_megabytes: Peak memory of the process that trained them, TensorFlow and all.
     """
 
     operations: float
+    period: int = 1
     seconds: list[float] = dataclasses.field(default_factory=list)
     ratios: list[float] = dataclasses.field(default_factory=list)
     first_step: float = 0.0
-    peak_megabytes: float = 0.0
+    tensor_megabytes: float = 0.0
+    process_megabytes: float = 0.0
+
+    @property
+    def slowest(self) -> float:
+        """The slowest step of a period over the median step.
+
+        Every step of the period is the median of its repetitions: other programs on the machine
+        make single steps of any optimizer slow.
+        """
+        steps = [np.median(self.seconds[i :: self.period]) for i in range(self.period)]
+        return float(np.max(steps) / np.median(self.seconds))
 
 
 def make_optimizer(name: str, method: str) -> keras.optimizers.Optimizer:
@@ -91,7 +106,10 @@ def count_operations(problem: Problem, method: str) -> dict[str, Any]:
 def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str, Measurement]:
     """Alternates blocks of steps of all optimizers."""
     totals = count_operations(problem, method)["totals"]
-    measured = {name: Measurement(operations=1e9 * total) for name, total in totals.items()}
+    measured = {
+        name: Measurement(operations=1e9 * total, period=max(SCHEDULES.get(name, (1,))))
+        for name, total in totals.items()
+    }
     run = {name: compiled_step(problem, name, method)[0] for name in measured}
     for name, step in run.items():
         for _ in range(WARM_UP_STEPS if name in SCHEDULES else 3):
@@ -103,40 +121,49 @@ def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str,
         for name, value in measured.items():
             value.ratios.append(float(means[name] / means["SGD"]))
     for name, value in measured.items():
-        value.first_step, value.peak_megabytes = in_process_of_its_own(problem, name, method)
+        found = in_process_of_its_own(problem, name, method)
+        value.first_step, value.tensor_megabytes, value.process_megabytes = found
     return measured
 
 
-def in_process_of_its_own(problem: Problem, name: str, method: str) -> tuple[float, float]:
-    """First step in seconds and peak memory in MB, of a fresh process."""
+def in_process_of_its_own(problem: Problem, name: str, method: str) -> list[float]:
+    """What `alone` prints, in a fresh process whose CPU allocator counts as that of a GPU does."""
     command = [sys.executable, "-m", "benchmarks.step_cost", "--alone", problem.name, name]
     found = subprocess.run(
-        [*command, "--method", method], capture_output=True, text=True, check=True
+        [*command, "--method", method],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"TF_CPU_ALLOCATOR_USE_BFC": "1"},
     )
-    seconds, megabytes = json.loads(found.stdout.strip().splitlines()[-1])
-    return seconds, megabytes
+    return json.loads(found.stdout.strip().splitlines()[-1])
 
 
 def alone(problem: Problem, name: str, method: str) -> None:
-    """Trains 25 steps and prints ``[seconds of the first step, peak MB]``."""
+    """Trains 25 steps; prints ``[seconds of the first step, MB of tensors, MB of the process]``."""
     start = time.perf_counter()
     step, _ = compiled_step(problem, name, method)
     first = time.perf_counter() - start
     for _ in range(25):
         step().numpy()
-    print(json.dumps([first, machine.peak_megabytes()]))
+    tensors = tf.config.experimental.get_memory_info(_device())["peak"] / 2**20
+    print(json.dumps([first, tensors, machine.peak_megabytes()]))
+
+
+def _device() -> str:
+    return "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
 
 
 def report(problem: Problem, measured: dict[str, Measurement], rate: float, method: str) -> None:
     """Prints both tables: the work, and the measurements against it."""
-    console = Console(width=130)
+    console = Console(width=140)
     counted = count_operations(problem, method)
     parts = ", ".join(f"{key} {value:.2f}" for key, value in counted["parts"].items())
     console.print(f"\n[bold]{problem.name}[/bold], batch {problem.batch_size}, method {method}")
     console.print(f"GFLOP: {parts}")
-    headings = "Optimizer|GFLOP|bound|median s|mean s|ratio (min…max)|ratio/bound|max/median"
+    headings = "Optimizer|GFLOP|bound|median s|mean s|ratio (min…max)|ratio/bound|slowest/median"
     table = rich.table.Table(title=f"{rate / 1e9:.0f} GFLOP/s measured")
-    for heading in f"{headings}|first step s|peak MB".split("|"):
+    for heading in f"{headings}|first step s|tensors MB|process MB".split("|"):
         table.add_column(heading, justify="right")
     sgd = measured["SGD"]
     for name, value in measured.items():
@@ -150,15 +177,16 @@ def report(problem: Problem, measured: dict[str, Measurement], rate: float, meth
             f"{np.mean(value.seconds):.4f}",
             f"{ratio:.2f} ({min(value.ratios):.2f}…{max(value.ratios):.2f})",
             f"{ratio / bound:.2f}",
-            f"{np.max(value.seconds) / np.median(value.seconds):.2f}",
+            f"{value.slowest:.2f}",
             f"{value.first_step:.1f}",
-            f"{value.peak_megabytes:.0f}",
+            f"{value.tensor_megabytes:.0f}",
+            f"{value.process_megabytes:.0f}",
         )
     console.print(table)
     factors = tfkfac.LayerCollection.scan(problem.network(), method=method).factor_bytes()
-    extra = max(v.peak_megabytes for v in measured.values()) - sgd.peak_megabytes
+    extra = max(v.tensor_megabytes for v in measured.values()) - sgd.tensor_megabytes
     console.print(
-        f"Factors {factors / 2**20:.1f} MB; peak memory above SGD {extra:.0f} MB = "
+        f"Factors {factors / 2**20:.1f} MB; peak memory of tensors above SGD {extra:.0f} MB = "
         f"{extra / (factors / 2**20):.1f} × the factors"
     )
 
