@@ -16,7 +16,7 @@ from reference import add_variable
 from tfkfac.blocks import Conv2DBlock, DenseBlock, KroneckerBlock
 from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.conv import Window
-from tfkfac.cost import StepCost, block_cost, refresh_cost, total, uses_of_output
+from tfkfac.cost import StepCost, block_cost, total, uses_of_output
 from tfkfac.layer_collection import LayerCollection
 
 BATCH = 8
@@ -158,7 +158,7 @@ def test_the_mnist_autoencoder_costs_what_the_issue_counts() -> None:
 def test_inverses_cost_cubes(method: str, cubes: int) -> None:
     assert block_cost(dense(5, 3, bias=True), BATCH, 1, method).inverses == cubes * (6**3 + 3**3)
     assert block_cost(conv(2), BATCH, 1, method).inverses == 2 * cubes * (27**3 + 2**3)
-    assert refresh_cost(conv(2)) == 2 * (27**3 + 2**3)
+    assert conv(2).refresh_cost == 2 * (27**3 + 2**3)
 
 
 def test_a_mean_step_shares_out_statistics_and_inverses() -> None:

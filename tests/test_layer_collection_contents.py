@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfkfac
-from tfkfac import layer_collection
+from tfkfac import registry as registry_module
 from tfkfac.blocks import DenseBlock
 
 scan = tfkfac.LayerCollection.scan
@@ -188,15 +188,15 @@ class Activated(Linear):
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
     """A registry of which the changes are forgotten."""
-    builders = dict(layer_collection._BUILDERS)
-    monkeypatch.setattr(layer_collection, "_BUILDERS", builders)
+    builders = dict(registry_module._BUILDERS)
+    monkeypatch.setattr(registry_module, "_BUILDERS", builders)
     return builders
 
 
 def _register(layer_class: type) -> None:
     @tfkfac.register(layer_class)
-    def build(layer: Any, *, method: str) -> DenseBlock:
-        return DenseBlock(layer, layer.matrix, None, method=method)
+    def build(layer: Any, **options: Any) -> DenseBlock:
+        return DenseBlock(layer, layer.matrix, None, **options)
 
 
 @pytest.mark.parametrize("layer_class", [Activated, Linear])
@@ -247,8 +247,8 @@ def test_builder_of_a_parent_covers_a_child_with_the_same_call(registry: dict[ty
 
 def test_builder_may_refuse(registry: dict[type, Any]) -> None:
     @tfkfac.register(Linear)
-    def refuse(layer: Any, *, method: str) -> DenseBlock:
-        raise layer_collection.NotCoveredError("too wide")
+    def refuse(layer: Any, **options: Any) -> DenseBlock:
+        raise registry_module.NotCoveredError("too wide")
 
     stack = [keras.Input((models.FEATURES,)), Linear(name="mine")]
     assert _fallbacks(keras.Sequential(stack)) == ["too wide"]

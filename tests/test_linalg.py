@@ -180,13 +180,6 @@ def test_eigenbasis_ignores_what_is_above_the_diagonal() -> None:
     assert np.allclose(values, [1, 2])
 
 
-@pytest.mark.parametrize("stack", [(), (2,)])
-def test_mean_eigenvalue(stack: tuple[int, ...]) -> None:
-    matrix = positive(np.random.default_rng(7), *stack, 4)
-    means = linalg.mean_eigenvalue(tf.constant(triangle(matrix)))
-    assert np.allclose(means, np.linalg.eigvalsh(matrix).mean(-1), rtol=1e-12)
-
-
 @pytest.mark.parametrize("jit", [None, False, True], ids=["eager", "graph", "jit"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_all_finite_sees_a_single_bad_entry(bad: float, jit: bool | None) -> None:

@@ -9,13 +9,15 @@ if _keras.config.backend() != "tensorflow":
         "before Keras is imported."
     )
 
+from tfkfac import blocks, losses
+from tfkfac import builders as _builders  # noqa: F401  (registers the Keras layers)
 from tfkfac import courtesy as _courtesy
-from tfkfac import losses
-from tfkfac.layer_collection import LayerCollection, register
+from tfkfac.layer_collection import LayerCollection
 from tfkfac.optimizer import KFAC
+from tfkfac.registry import register
 
 _courtesy.install()
 
 __version__ = "0.1.0"
 
-__all__ = ["KFAC", "LayerCollection", "losses", "register"]
+__all__ = ["KFAC", "LayerCollection", "blocks", "losses", "register"]

@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfkfac import keras_internals, linalg
-from tfkfac.blocks import Block, Use
+from tfkfac.blocks import Block, CurvatureBlock, Use
 from tfkfac.losses import LossCall
 
 _RECORDS = "_tfkfac_records"
@@ -80,24 +80,23 @@ class Record:
         return loss(y_true, y_pred, sample_weight) * linalg.scalar(weight, loss.dtype)
 
     def backpropagate(
-        self, targets: list[tf.Tensor], gradients: list[tf.Tensor], blocks: Iterable[Block]
-    ) -> dict[int, list[tf.Tensor]]:
-        """g of every use of the blocks' layers: the one extra backward pass.
+        self,
+        targets: list[tf.Tensor],
+        gradients: list[tf.Tensor],
+        blocks: Iterable[CurvatureBlock],
+    ) -> dict[int, list[Any]]:
+        """g at the sources of the blocks: the one extra backward pass.
 
         Args:
             targets: Where the pass starts.
             gradients: What it starts with, one for each target.
-            blocks: Blocks whose pre-activations it is to reach.
+            blocks: Blocks whose sources it is to reach.
 
         Returns:
-            id of a block → a gradient for each use.
+            id of a block → a gradient for each source, None where no path leads.
         """
-        sources = {
-            id(block): [use.preactivations for use in self.uses_of(block)] for block in blocks
-        }
-        return self.tape.gradient(
-            targets, sources, output_gradients=gradients, unconnected_gradients="zero"
-        )
+        sources = {id(block): block.sources(self.uses_of(block)) for block in blocks}
+        return self.tape.gradient(targets, sources, output_gradients=gradients)
 
     def uses_of(self, block: Block) -> list[Use]:
         """Every use of the block's layers."""
@@ -109,10 +108,14 @@ class Recorder:
 
     Args:
         relevant: Whether a layer is to be observed.
+        watched: Returns the variables that the backward pass of the curvature has to reach.
     """
 
-    def __init__(self, relevant: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, relevant: Callable[[Any], bool], watched: Callable[[], Iterable[Any]] = tuple
+    ) -> None:
         self._relevant = relevant
+        self._watched = watched
         self._eager: dict[tuple[int, Any], Record] = {}
         self._model: Any = None
         self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
@@ -158,6 +161,8 @@ class Recorder:
         record.open = True
         try:
             with record.tape if record.passes == 1 else contextlib.nullcontext():
+                for variable in self._watched():
+                    record.tape.watch(variable.value)
                 yield record
         except BaseException:  # of an interrupted step nothing is kept
             self._forget(record)
@@ -259,9 +264,10 @@ class Recorder:
             outputs = call(*args, **kwargs)
             record.tape.watch(outputs)
             preactivations = [outputs]
-        mask = keras_internals.mask_of(inputs)
+        mask = keras_internals.mask_at_places(layer, inputs)
+        training = kwargs.get("training")
         record.uses.setdefault(id(layer), []).extend(
-            Use(inputs, seen, mask) for seen in preactivations
+            Use(inputs, seen, mask, training) for seen in preactivations
         )
         return outputs
 

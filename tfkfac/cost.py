@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from tfkfac import linalg
 from tfkfac.blocks import Block, KroneckerBlock
+from tfkfac.factor_forms import DENSE
 
 _INVERSE_FLOPS = {"cholesky": 2.0, "eigen": 9.0}
 """Operations of one inverse (or eigendecomposition), in units of d³."""
@@ -77,16 +78,18 @@ def block_cost(
     kernel = block.groups * (block.input_dim - block.has_bias) * block.output_dim
     product = 2.0 * places * kernel
     inputs, outputs = block.input_dim, block.output_dim
+    forms = ((block.input_form, inputs), (block.output_form, outputs))
     entries = _triangle_entries if block.groups == 1 else _square_entries
-    moments = sum(2.0 * places * entries(dim) for dim in (inputs, outputs))
-    products = _PRECONDITION_PRODUCTS[method] * inputs * outputs * (inputs + outputs)
+    moments = sum(2.0 * places * (entries(d) if f is DENSE else d) for f, d in forms)
+    widths = sum(dim if form is DENSE else 1 for form, dim in forms)
+    products = _PRECONDITION_PRODUCTS[method] * inputs * outputs * widths
     return StepCost(
         forward=product,
         backward=product if first else 2.0 * product,
         extra_backward=0.0 if first else product,
         factors=block.groups * moments,
         precondition=block.groups * products,
-        inverses=block.groups * _INVERSE_FLOPS[method] * (inputs**3 + outputs**3),
+        inverses=_INVERSE_FLOPS[method] * block.refresh_cost,
     )
 
 
@@ -120,11 +123,6 @@ def uses_of_output(block: KroneckerBlock) -> int | None:
 def total(costs: Iterable[StepCost]) -> StepCost:
     """The sum of costs."""
     return sum(costs, StepCost())
-
-
-def refresh_cost(block: KroneckerBlock) -> float:
-    """What recomputing a block's inverses costs, up to a constant."""
-    return float(block.groups * (block.input_dim**3 + block.output_dim**3))
 
 
 def _triangle_entries(dim: int) -> int:

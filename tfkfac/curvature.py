@@ -1,4 +1,4 @@
-"""The curvature that one batch shows: statistics of every Kronecker block."""
+"""The curvature that one batch shows: statistics of every block."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks import KroneckerBlock
+from tfkfac.blocks import CurvatureBlock, DiagonalBlock
 from tfkfac.capture import Record
 from tfkfac.fisher import Estimator
 from tfkfac.losses import Observation
 from tfkfac.predictive import Noise
 from tfkfac.use_weights import use_weights
 
-Statistics = list[tuple[KroneckerBlock, dict[str, tf.Tensor]]]
+Statistics = list[tuple[CurvatureBlock, dict[str, tf.Tensor]]]
 """Blocks that were seen, with the name → value of their statistics."""
 
 
 def batch_statistics(
-    blocks: Iterable[KroneckerBlock],
+    blocks: Iterable[CurvatureBlock],
     record: Record,
     observations: Sequence[Observation],
     estimator: Estimator,
@@ -29,13 +29,13 @@ def batch_statistics(
     """A, G and |T| of the blocks that the forward pass used, with one extra backward pass.
 
     Args:
-        blocks: The model's Kronecker blocks.
+        blocks: The model's blocks.
         record: What the forward pass left behind.
         observations: The losses and what they predict.
         estimator: What is sent backwards.
         noise: For sampling estimators.
     """
-    seen = [block for block in blocks if record.uses_of(block)]
+    seen = [b for b in blocks if isinstance(b, DiagonalBlock) or record.uses_of(b)]
     weights = [
         [use_weights(use, block, observations) for use in record.uses_of(block)] for block in seen
     ]
@@ -45,7 +45,13 @@ def batch_statistics(
     def output_statistics(injected: list[tf.Tensor]) -> list[dict[str, tf.Tensor]]:
         gradients = record.backpropagate(targets, injected, seen)
         return _in_turn(
-            functools.partial(block.output_statistics, gradients[id(block)], weights_of_block)
+            functools.partial(
+                block.pass_statistics,
+                record.uses_of(block),
+                _reached(block, record, gradients[id(block)]),
+                weights_of_block,
+                batch,
+            )
             for block, weights_of_block in zip(seen, weights, strict=True)
         )
 
@@ -60,6 +66,16 @@ def batch_statistics(
     ]
 
 
+def _reached(block: CurvatureBlock, record: Record, gradients: list[Any]) -> list[Any]:
+    """Zeros for uses that have no part in the loss."""
+    if isinstance(block, DiagonalBlock):
+        return gradients
+    return [
+        tf.zeros_like(use.preactivations) if gradient is None else gradient
+        for use, gradient in zip(record.uses_of(block), gradients, strict=True)
+    ]
+
+
 def _in_turn(computations: Iterable[Callable[[], Any]]) -> list[Any]:
     """Results of computations that a graph must not run side by side: their temporaries add up."""
     results: list[Any] = []
@@ -70,12 +86,12 @@ def _in_turn(computations: Iterable[Callable[[], Any]]) -> list[Any]:
 
 
 def require_seen(
-    blocks: Iterable[KroneckerBlock], record: Record, variables: Sequence[Any]
+    blocks: Iterable[CurvatureBlock], record: Record, variables: Sequence[Any]
 ) -> None:
-    """Every Kronecker block with a gradient must have been seen in the forward pass.
+    """Every block with a gradient must have been seen in the forward pass, diagonals excepted.
 
     Args:
-        blocks: The model's Kronecker blocks.
+        blocks: The model's blocks.
         record: What the forward pass left behind.
         variables: The variables that have a gradient.
 
@@ -85,7 +101,7 @@ def require_seen(
     trained = {id(variable) for variable in variables}
     for block in blocks:
         hidden = block.name in record.unreachable
-        if not any(id(v) in trained for v in block.variables):
+        if isinstance(block, DiagonalBlock) or not any(id(v) in trained for v in block.variables):
             continue
         if record.uses_of(block) and not hidden:
             continue

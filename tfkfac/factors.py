@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import linalg
+from tfkfac.factor_forms import DENSE, FactorForm
 
 AddVariable = Callable[..., Any]
 """``keras.optimizers.Optimizer.add_variable``."""
@@ -89,12 +90,23 @@ class KroneckerInverse(abc.ABC):
         input_dim: Dimension of A.
         output_dim: Dimension of G.
         dtype: Floating dtype.
+        input_form: How A is kept.
+        output_form: How G is kept.
     """
 
     def __init__(
-        self, name: str, stack: tuple[int, ...], input_dim: int, output_dim: int, dtype: str
+        self,
+        name: str,
+        stack: tuple[int, ...],
+        input_dim: int,
+        output_dim: int,
+        dtype: str,
+        input_form: FactorForm = DENSE,
+        output_form: FactorForm = DENSE,
     ) -> None:
         self.name = name
+        self.input_form = input_form
+        self.output_form = output_form
         self.stack = stack
         self.input_dim = input_dim
         self.output_dim = output_dim
@@ -109,7 +121,7 @@ class KroneckerInverse(abc.ABC):
     def compute(
         self, inputs: tf.Tensor, outputs: tf.Tensor, uses: tf.Tensor, damping: tf.Tensor
     ) -> list[tf.Tensor]:
-        """What is kept, from the factors (lower triangles) A and G, |T| and the damping λ."""
+        """What is kept, from the factors A and G in their forms, |T| and the damping λ."""
 
     @abc.abstractmethod
     def apply(self, kept: list[tf.Tensor], matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
@@ -122,7 +134,7 @@ class KroneckerInverse(abc.ABC):
                 shape=shape,
                 dtype=self.dtype,
                 name=f"{self.name}_{key}",
-                initializer=_identity_initializer if len(shape) - len(self.stack) == 2 else "ones",
+                initializer="ones" if len(shape) == len(self.stack) + 1 else _identity_initializer,
             )
             for key, shape in self.shapes().items()
         ]
@@ -150,27 +162,29 @@ class CholeskyInverse(KroneckerInverse):
     """
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Two dense inverses; 1/|T| is folded into the first."""
+        """Two inverses; 1/|T| is folded into the first."""
         return {
-            "input_inverse": (*self.stack, self.input_dim, self.input_dim),
-            "output_inverse": (*self.stack, self.output_dim, self.output_dim),
+            "input_inverse": self.input_form.shape(self.stack, self.input_dim),
+            "output_inverse": self.output_form.shape(self.stack, self.output_dim),
         }
 
     def compute(
         self, inputs: tf.Tensor, outputs: tf.Tensor, uses: tf.Tensor, damping: tf.Tensor
     ) -> list[tf.Tensor]:
         """The damped inverses of both factors."""
-        balance = damping_balance(inputs, outputs)
+        balance = damping_balance(
+            self.input_form.mean_eigenvalue(inputs), self.output_form.mean_eigenvalue(outputs)
+        )
         root = tf.sqrt(damping / uses)
         return [
-            linalg.inverse(linalg.shifted(inputs, balance * root)) / uses,
-            linalg.inverse(linalg.shifted(outputs, root / balance)),
+            self.input_form.inverse(inputs, balance * root) / uses,
+            self.output_form.inverse(outputs, root / balance),
         ]
 
     def apply(self, kept: list[tf.Tensor], matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
-        """Two products, the cheaper order first being the same: both are ``in·out·(in+out)``."""
+        """Two products; either order costs ``in·out·(in + out)``."""
         input_inverse, output_inverse = kept
-        return tf.matmul(tf.matmul(input_inverse, matrix), output_inverse)
+        return self.output_form.right(self.input_form.left(input_inverse, matrix), output_inverse)
 
 
 class EigenInverse(KroneckerInverse):
@@ -180,37 +194,53 @@ class EigenInverse(KroneckerInverse):
     """
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Two eigenbases and their eigenvalues; |T| is folded into d_A."""
+        """Eigenvalues and, of dense factors, eigenvectors; |T| is folded into d_A."""
         return {
-            "input_values": (*self.stack, self.input_dim),
-            "input_vectors": (*self.stack, self.input_dim, self.input_dim),
-            "output_values": (*self.stack, self.output_dim),
-            "output_vectors": (*self.stack, self.output_dim, self.output_dim),
+            **self._shapes_of("input", self.input_form, self.input_dim),
+            **self._shapes_of("output", self.output_form, self.output_dim),
         }
 
     def compute(
         self, inputs: tf.Tensor, outputs: tf.Tensor, uses: tf.Tensor, damping: tf.Tensor
     ) -> list[tf.Tensor]:
         """The eigendecompositions of both factors."""
-        input_values, input_vectors = linalg.eigenbasis(inputs)
-        output_values, output_vectors = linalg.eigenbasis(outputs)
-        return [uses * input_values, input_vectors, output_values, output_vectors]
+        input_values, *input_vectors = self.input_form.eigenbasis(inputs)
+        return [uses * input_values, *input_vectors, *self.output_form.eigenbasis(outputs)]
 
     def apply(self, kept: list[tf.Tensor], matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
         """Rotates, divides by the damped eigenvalues, rotates back."""
-        input_values, input_vectors, output_values, output_vectors = kept
-        rotated = tf.matmul(tf.matmul(input_vectors, matrix, transpose_a=True), output_vectors)
-        rotated /= input_values[..., :, None] * output_values[..., None, :] + damping
-        return tf.matmul(tf.matmul(input_vectors, rotated), output_vectors, transpose_b=True)
+        named = dict(zip(self.shapes(), kept, strict=True))
+        left, right = named.get("input_vectors"), named.get("output_vectors")
+        if left is not None:
+            matrix = tf.matmul(left, matrix, transpose_a=True)
+        if right is not None:
+            matrix = tf.matmul(matrix, right)
+        values = named["input_values"][..., :, None] * named["output_values"][..., None, :]
+        matrix /= values + damping
+        if left is not None:
+            matrix = tf.matmul(left, matrix)
+        if right is not None:
+            matrix = tf.matmul(matrix, right, transpose_b=True)
+        return matrix
+
+    def _shapes_of(self, side: str, form: FactorForm, dim: int) -> dict[str, tuple[int, ...]]:
+        values = {f"{side}_values": (*self.stack, dim)}
+        if form is not DENSE:
+            return values
+        return values | {f"{side}_vectors": (*self.stack, dim, dim)}
 
 
 METHODS: dict[str, type[KroneckerInverse]] = {"cholesky": CholeskyInverse, "eigen": EigenInverse}
 """The values of ``KFAC(method=...)``."""
 
 
-def damping_balance(inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """π of mathematics.md §2: ``sqrt((tr A / dim A) / (tr G / dim G))``, 1 if a trace is 0."""
-    input_mean, output_mean = linalg.mean_eigenvalue(inputs), linalg.mean_eigenvalue(outputs)
+def damping_balance(input_mean: tf.Tensor, output_mean: tf.Tensor) -> tf.Tensor:
+    """π of mathematics.md §2: ``sqrt((tr A / dim A) / (tr G / dim G))``, 1 if a trace is 0.
+
+    Args:
+        input_mean: ``tr A / dim A``, the mean eigenvalue.
+        output_mean: ``tr G / dim G``.
+    """
     defined = (input_mean > 0) & (output_mean > 0)
     ones = tf.ones_like(input_mean)
     return tf.sqrt(tf.where(defined, input_mean, ones) / tf.where(defined, output_mean, ones))

@@ -40,10 +40,11 @@ class Empirical(Estimator):
 
     def sum(self, observations: Sequence[Observation], noise: Noise, backward: Backward) -> Any:
         """One pass."""
-        del noise
         return backward(
             [
-                o.inject(o.predictive.label_gradient(tf.convert_to_tensor(o.labels)))
+                _with_signs(
+                    o.inject(o.predictive.label_gradient(tf.convert_to_tensor(o.labels))), noise
+                )
                 for o in observations
             ]
         )
@@ -64,7 +65,6 @@ class Exact(Estimator):
 
     def sum(self, observations: Sequence[Observation], noise: Noise, backward: Backward) -> Any:
         """A pass for each scalar of each output in turn, the other outputs sending nothing."""
-        del noise
         counts = [_scalars_of_an_example(o.predictive.target) for o in observations]
         if sum(counts) > self._max_outputs:
             raise ValueError(
@@ -73,6 +73,7 @@ class Exact(Estimator):
                 "fisher='mc', or raise max_exact_outputs."
             )
         silent = [tf.zeros_like(o.predictive.target) for o in observations]
+        signs = [_signs(o.predictive.target, noise) for o in observations]
         totals = None
         for position, (observation, count) in enumerate(zip(observations, counts, strict=True)):
 
@@ -80,7 +81,7 @@ class Exact(Estimator):
                 index: tf.Tensor, position: int = position, observation: Any = observation
             ) -> Any:
                 gradients = list(silent)
-                gradients[position] = _root_column(observation, index)
+                gradients[position] = _root_column(observation, index) * signs[position]
                 return backward(gradients)
 
             total = _sum_over(one, count)
@@ -94,6 +95,22 @@ ESTIMATORS: dict[str, Callable[[int], Estimator]] = {
     "empirical": lambda max_outputs: Empirical(),
 }
 """The values of ``KFAC(fisher=...)``."""
+
+
+def _with_signs(gradient: tf.Tensor, noise: Noise) -> tf.Tensor:
+    """A random sign for each example, where the gradients of examples are not drawn anyway.
+
+    Nothing that is squared within an example changes, and sums over examples can be squared as
+    if the examples were independent (`tfkfac.blocks.diagonal`).
+    """
+    return gradient * _signs(gradient, noise)
+
+
+def _signs(target: tf.Tensor, noise: Noise) -> tf.Tensor:
+    """±1 for each example, broadcastable to `target`."""
+    shape = [tf.shape(target)[0]] + [1] * (target.shape.rank - 1)
+    half = noise.uniform(shape, tf.float32) < 0.5
+    return tf.where(half, tf.constant(1, target.dtype), tf.constant(-1, target.dtype))
 
 
 def _scalars_of_an_example(target: tf.Tensor) -> int:

@@ -28,6 +28,13 @@ def mask_of(tensor: Any) -> tf.Tensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
+def mask_at_places(layer: Any, inputs: Any) -> tf.Tensor | None:
+    """Which places of a layer's input count: the mask it came with, or the one the layer makes."""
+    if getattr(layer, "mask_zero", False):
+        return layer.compute_mask(inputs)
+    return mask_of(inputs)
+
+
 def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
     """Makes a Keras mask travel with a tensor."""
     if mask is not None:

@@ -1,8 +1,4 @@
-"""Which block each layer of a model gets.
-
-A new layer family takes one builder: a function from a layer to its block, under
-``@register(LayerClass)``.
-"""
+"""The blocks of a model: which layer has which, and what falls back."""
 
 from __future__ import annotations
 
@@ -11,36 +7,24 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfkfac import keras_internals
-from tfkfac.blocks import Block, Conv2DBlock, DenseBlock, KroneckerBlock, PlainGradient
-from tfkfac.blocks.conv import Window
+from tfkfac.blocks import (
+    Block,
+    CurvatureBlock,
+    DiagonalBlock,
+    KroneckerBlock,
+    PlainGradient,
+)
 from tfkfac.cost import StepCost, block_costs, total
+from tfkfac.registry import NotCoveredError, build_blocks
 from tfkfac.summary import print_summary
 
-Builder = Callable[..., Block]
-"""``(layer, *, method) -> block``; raises `NotCoveredError` where the curvature would be wrong."""
+MAX_FACTOR_SIZE = 8192
+"""Largest dense factor by default (measured, see docs/layers.md)."""
 
-
-class NotCoveredError(Exception):
-    """Raised by a builder that has no correct block for a layer; says why."""
-
-
-def register(layer_class: type) -> Callable[[Builder], Builder]:
-    """Decorates the builder of the blocks of a layer class.
-
-    Args:
-        layer_class: A Keras layer class. A subclass that overrides `call` is not covered by the
-            builder of its parent: its computation may be another one.
-    """
-
-    def decorate(builder: Builder) -> Builder:
-        _BUILDERS[layer_class] = builder
-        return builder
-
-    return decorate
+_SKIPPED = "skipped by the user"
 
 
 class LayerCollection:
@@ -66,7 +50,12 @@ class LayerCollection:
 
     @classmethod
     def scan(
-        cls, model: Any, *, method: str = "cholesky", skip: Sequence[str] = ()
+        cls,
+        model: Any,
+        *,
+        method: str = "cholesky",
+        skip: Sequence[str] = (),
+        max_factor_size: int | None = MAX_FACTOR_SIZE,
     ) -> LayerCollection:
         """Finds the block of every layer, nested to any depth.
 
@@ -74,6 +63,7 @@ class LayerCollection:
             model: A built Keras model.
             method: How inverses are kept: "cholesky" or "eigen".
             skip: Regular expressions; layers whose path one of them matches get no curvature.
+            max_factor_size: Factors of a larger dimension keep their diagonal only.
 
         Raises:
             ValueError: The model has no weights yet, or a pattern matches no layer.
@@ -90,8 +80,9 @@ class LayerCollection:
         for layer in layers:
             try:
                 if id(layer) in skipped:
-                    raise NotCoveredError("skipped by the user")
-                blocks.append(_build(layer, layers, method))
+                    raise NotCoveredError(_SKIPPED)
+                options = {"method": method, "max_factor_size": max_factor_size}
+                blocks.extend(build_blocks(layer, layers, **options))
             except NotCoveredError as why:
                 reasons[id(layer)] = str(why)
         blocks = _without_conflicts(blocks, reasons)
@@ -114,19 +105,30 @@ class LayerCollection:
         return len(self.blocks)
 
     @property
-    def kronecker_blocks(self) -> list[KroneckerBlock]:
-        """The blocks with Kronecker factors."""
-        return [block for block in self.blocks if isinstance(block, KroneckerBlock)]
+    def curvature_blocks(self) -> list[CurvatureBlock]:
+        """The blocks that learn a curvature."""
+        return [block for block in self.blocks if isinstance(block, CurvatureBlock)]
 
     @property
-    def fallbacks(self) -> list[PlainGradient]:
-        """The blocks that follow the plain gradient."""
-        return [block for block in self.blocks if isinstance(block, PlainGradient)]
+    def diagonal_variables(self) -> list[Any]:
+        """The variables under a diagonal block."""
+        blocks = [block for block in self.blocks if isinstance(block, DiagonalBlock)]
+        return [variable for block in blocks for variable in block.variables]
 
-    def coverage(self) -> float:
-        """The share of trainable parameters under a Kronecker block (1 without parameters)."""
+    @property
+    def fallbacks(self) -> list[Block]:
+        """The blocks of variables of which no structure is known."""
+        return [b for b in self.blocks if isinstance(b, DiagonalBlock | PlainGradient)]
+
+    def coverage(self, kind: type[Block] = KroneckerBlock) -> float:
+        """The share of trainable parameters under a kind of block (1 without parameters).
+
+        Args:
+            kind: Kronecker blocks, or any class of blocks:
+                ``coverage(tfkfac.blocks.CurvatureBlock)`` is the share with any curvature.
+        """
         total = sum(block.parameters for block in self.blocks)
-        covered = sum(block.parameters for block in self.kronecker_blocks)
+        covered = sum(block.parameters for block in self.blocks if isinstance(block, kind))
         return covered / total if total else 1.0
 
     def precondition(
@@ -160,7 +162,7 @@ class LayerCollection:
 
     def factor_bytes(self) -> int:
         """Bytes of one copy of all factors."""
-        return sum(block.factor_size * block.bytes_each for block in self.kronecker_blocks)
+        return sum(block.factor_size * block.bytes_each for block in self.blocks)
 
     def summary(
         self,
@@ -193,87 +195,13 @@ class LayerCollection:
         """One warning that names all that trains without curvature; none if nothing does."""
         if not self.fallbacks:
             return
-        names = ", ".join(f"{block.name} ({block.reason})" for block in self.fallbacks)
+        names = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in self.fallbacks)
         warnings.warn(
-            f"tfkfac keeps no curvature for {names}: trained by plain gradient steps. "
-            "`optimizer.layer_collection.summary()` shows all.",
+            f"tfkfac knows no Kronecker structure for {names}. "
+            "`optimizer.layer_collection.summary()` shows all; `@tfkfac.register(LayerClass)` "
+            "teaches it a layer.",
             stacklevel=2,
         )
-
-
-_BUILDERS: dict[type, Builder] = {}
-
-
-@register(keras.layers.Dense)
-def _dense(layer: Any, *, method: str) -> Block:
-    _require_plain_kernel(layer)
-    return DenseBlock(layer, layer.kernel, _trainable_bias(layer), method=method)
-
-
-@register(keras.layers.Conv2D)
-def _conv2d(layer: Any, *, method: str) -> Block:
-    _require_plain_kernel(layer)
-    window = Window(
-        size=tuple(layer.kernel_size),
-        strides=tuple(layer.strides),
-        dilation=tuple(layer.dilation_rate),
-        padding=layer.padding,
-        channels_first=layer.data_format == "channels_first",
-    )
-    return Conv2DBlock(
-        layer,
-        layer.kernel,
-        _trainable_bias(layer),
-        window=window,
-        groups=layer.groups,
-        method=method,
-    )
-
-
-def supported(layer: Any) -> bool:
-    """Whether some builder is responsible for the layer (it may still refuse)."""
-    return _registered_class(layer) is not None
-
-
-def _build(layer: Any, layers: Sequence[Any], method: str) -> Block:
-    """The block of one layer.
-
-    Raises:
-        NotCoveredError: There is no correct one.
-    """
-    registered = _registered_class(layer)
-    if registered is None:
-        raise NotCoveredError(type(layer).__name__)
-    if type(layer).call is not registered.call:
-        raise NotCoveredError(f"{type(layer).__name__} overrides {registered.__name__}.call")
-    for other in layers:
-        if isinstance(other, keras.layers.SpectralNormalization) and other.layer is layer:
-            raise NotCoveredError("its kernel is reparameterised by SpectralNormalization")
-    return _BUILDERS[registered](layer, method=method)
-
-
-def _registered_class(layer: Any) -> Any:
-    return next((base for base in type(layer).__mro__ if base in _BUILDERS), None)
-
-
-def _require_plain_kernel(layer: Any) -> None:
-    """Refuses layers whose kernel is not the trained variable itself."""
-    if not layer.built:
-        raise NotCoveredError("not built")
-    if getattr(layer, "lora_enabled", False):
-        raise NotCoveredError("LoRA")
-    if layer.quantization_mode is not None:
-        raise NotCoveredError(f"quantised to {layer.quantization_mode}")
-    if not _trains(layer, layer.kernel):
-        raise NotCoveredError("its kernel is frozen")
-
-
-def _trainable_bias(layer: Any) -> Any:
-    return layer.bias if layer.bias is not None and _trains(layer, layer.bias) else None
-
-
-def _trains(layer: Any, variable: Any) -> bool:
-    return any(variable is trained for trained in layer.trainable_variables)
 
 
 def _matching(layers: Sequence[Any], patterns: Sequence[str]) -> set[int]:
@@ -307,7 +235,10 @@ def _without_conflicts(blocks: Sequence[Block], reasons: dict[int, str]) -> list
 def _fallbacks(
     model: Any, layers: Sequence[Any], blocks: Sequence[Block], reasons: dict[int, str]
 ) -> list[Block]:
-    """Plain gradients for every trainable variable that no block covers, a block a layer."""
+    """Diagonals for every trainable variable that no block covers, a block a layer.
+
+    What the user has skipped follows the plain gradient.
+    """
     covered = {id(variable) for block in blocks for variable in block.variables}
     left = {id(v): v for v in model.trainable_variables if id(v) not in covered}
     owners = {id(v): model for v in left.values()}
@@ -316,7 +247,9 @@ def _fallbacks(
     grouped: dict[int, tuple[Any, list[Any]]] = {}
     for key, variable in left.items():
         grouped.setdefault(id(owners[key]), (owners[key], []))[1].append(variable)
-    return [
-        PlainGradient([layer], variables, reasons.get(id(layer), "its own variables"))
-        for layer, variables in grouped.values()
-    ]
+    fallbacks: list[Block] = []
+    for layer, variables in grouped.values():
+        reason = reasons.get(id(layer), "its own variables")
+        kind = PlainGradient if reason == _SKIPPED else DiagonalBlock
+        fallbacks.append(kind([layer], variables, reason))
+    return fallbacks

@@ -113,11 +113,6 @@ def eigenbasis(lower: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.maximum(values, 0.0) + poison, vectors + poison
 
 
-def mean_eigenvalue(lower: tf.Tensor) -> tf.Tensor:
-    """``tr(M) / dim(M)`` of each matrix of the stack, ``[...]``."""
-    return tf.reduce_mean(tf.linalg.diag_part(lower), axis=-1)
-
-
 def all_finite(*tensors: tf.Tensor) -> tf.Tensor:
     """A boolean scalar: no entry of any tensor is NaN or infinite, nor is their sum.
 
@@ -127,11 +122,16 @@ def all_finite(*tensors: tf.Tensor) -> tf.Tensor:
 
 
 def finite_diagonals(*matrices: tf.Tensor) -> tf.Tensor:
-    """A boolean scalar: the diagonals of positive semi-definite matrices (or scalars) are finite.
+    """A boolean scalar: the diagonals of positive semi-definite matrices are finite.
 
     Since ``|m_ij|² <= m_ii·m_jj``, so are then all other entries of second moments and inverses.
+    Of tensors that are no square matrices (scalars, vectors), all entries have to be.
     """
-    return all_finite(*(m if m.shape.rank < 2 else tf.linalg.diag_part(m) for m in matrices))
+    return all_finite(*(tf.linalg.diag_part(m) if _is_square(m.shape) else m for m in matrices))
+
+
+def _is_square(shape: tf.TensorShape) -> bool:
+    return bool(shape.rank >= 2 and shape[-1] == shape[-2])
 
 
 def scalar(value: float | tf.Tensor, dtype: str | tf.DType) -> tf.Tensor:

@@ -13,16 +13,16 @@ import keras
 import tensorflow as tf
 
 from tfkfac import linalg, losses
-from tfkfac.blocks import KroneckerBlock
+from tfkfac.blocks import CurvatureBlock
 from tfkfac.capture import Record, Recorder
-from tfkfac.cost import refresh_cost
 from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of
-from tfkfac.layer_collection import LayerCollection, supported
+from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
+from tfkfac.registry import supported
 from tfkfac.schedule import is_due, stagger
 from tfkfac.step_size import kl_clip_scale
 
@@ -59,6 +59,9 @@ class KFAC(keras.optimizers.Optimizer):
         method: "cholesky" (factored Tikhonov damping) or "eigen" (exact Tikhonov damping).
         kl_clip: Bound c of ``α² gᵀF̂⁻¹g``: longer steps are scaled down. None for no bound.
         skip: Regular expressions; layers whose path one of them matches get no curvature.
+        max_factor_size: A Kronecker factor of a larger dimension keeps its diagonal only (its
+            memory grows with the square of the dimension, its inverse with the cube); None for no
+            limit.
         max_exact_outputs: Limit of the scalars in one example's output for ``fisher="exact"``.
         model: The model, where it is not introduced by ``model.compile`` (see `attach`).
         seed: Seed of the sampled targets; drawn from Python's random numbers if None.
@@ -91,6 +94,7 @@ class KFAC(keras.optimizers.Optimizer):
         method: str = "cholesky",
         kl_clip: Any = 1e-3,
         skip: Sequence[str] = (),
+        max_factor_size: int | None = MAX_FACTOR_SIZE,
         max_exact_outputs: int = 1024,
         model: Any = None,
         seed: int | None = None,
@@ -127,9 +131,12 @@ class KFAC(keras.optimizers.Optimizer):
         self.fisher = fisher
         self.method = method
         self.skip = tuple(skip)
+        if max_factor_size is not None:
+            Range(1, integer=True).check("max_factor_size", max_factor_size)
+        self.max_factor_size = max_factor_size
         self.max_exact_outputs = max_exact_outputs
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self._recorder = Recorder(relevant=supported)
+        self._recorder = Recorder(relevant=supported, watched=self._watched_variables)
         self._model_reference: Any = lambda: None
         self._collection: LayerCollection | None = None
         if model is not None:
@@ -163,6 +170,11 @@ class KFAC(keras.optimizers.Optimizer):
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
+
+    def _watched_variables(self) -> list[Any]:
+        """The variables that the backward pass of the curvature has to reach."""
+        model = self._require_model()
+        return self.layer_collection.diagonal_variables if model.built else []
 
     def _was_built_for(self, model: Any) -> bool:
         """Whether the state, if there is any, is that of the model's variables."""
@@ -208,7 +220,12 @@ class KFAC(keras.optimizers.Optimizer):
         """
         if self._collection is None:
             model = self._require_model()
-            return LayerCollection.scan(model, method=self.method, skip=self.skip)
+            return LayerCollection.scan(
+                model,
+                method=self.method,
+                skip=self.skip,
+                max_factor_size=self.max_factor_size,
+            )
         return self._collection
 
     # --- state -----------------------------------------------------------------------------
@@ -251,7 +268,7 @@ class KFAC(keras.optimizers.Optimizer):
     ) -> None:
         """One step, from the gradients of Keras' own backward pass."""
         record = self._recorder.take(self._require_model().name)
-        require_seen(self.layer_collection.kronecker_blocks, record, trainable_variables)
+        require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
         observations = [losses.observe(call) for call in record.losses]
         gradients = [tf.convert_to_tensor(gradient) for gradient in self._clip_gradients(grads)]
         gradients = _of_mean_loss(gradients, observations)
@@ -294,7 +311,7 @@ class KFAC(keras.optimizers.Optimizer):
     def _update_factors(self, record: Record, observations: Sequence[Observation]) -> None:
         """Enters the statistics of the batch: the one extra backward pass."""
         statistics = batch_statistics(
-            self.layer_collection.kronecker_blocks,
+            self.layer_collection.curvature_blocks,
             record,
             observations,
             ESTIMATORS[self.fisher](self.max_exact_outputs),
@@ -314,12 +331,12 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _refresh_inverses(self) -> None:
         """Recomputes the inverses of the blocks whose turn it is."""
-        blocks = self.layer_collection.kronecker_blocks
-        phases = stagger([refresh_cost(block) for block in blocks])
+        blocks = [b for b in self.layer_collection.curvature_blocks if b.refresh_cost]
+        phases = stagger([block.refresh_cost for block in blocks])
         for block, phase in zip(blocks, phases, strict=True):
             due = is_due(self._updates, self.inverse_update_every, phase)
 
-            def refresh(block: KroneckerBlock = block) -> None:
+            def refresh(block: CurvatureBlock = block) -> None:
                 block.refresh(tf.convert_to_tensor(self.damping))
 
             tf.cond(due, refresh, lambda: None)
@@ -366,6 +383,7 @@ class KFAC(keras.optimizers.Optimizer):
             fisher=self.fisher,
             method=self.method,
             skip=list(self.skip),
+            max_factor_size=self.max_factor_size,
             max_exact_outputs=self.max_exact_outputs,
             seed=self.seed,
         )

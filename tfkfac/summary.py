@@ -62,7 +62,7 @@ def _row(
     return (
         f"{layer.name} ({type(layer).__name__})",
         block.label,
-        shapes or str(block.reason),
+        block.reason or shapes,
         f"{block.parameters:,}",
         _bytes(_memory(block)),
         _ratio(block_cost, schedule),
@@ -79,7 +79,7 @@ def _totals(
     parameters = sum(block.parameters for block in blocks)
     memory = sum(_memory(block) for block in blocks)
     ratio = _ratio(cost.total(costs.values()), schedule)
-    fallbacks = [block for block in blocks if not block.factor_shapes]
+    fallbacks = [block for block in blocks if block.reason]
     lines = [
         f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
         f" Memory of averages and inverses: {_bytes(memory)}",
@@ -87,8 +87,8 @@ def _totals(
         f"{schedule[0]}, inverses every {schedule[1]})",
     ]
     if fallbacks:
-        names = ", ".join(f"{block.name} ({block.reason})" for block in fallbacks)
-        lines.append(f" Without curvature (plain gradient): {names}")
+        names = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in fallbacks)
+        lines.append(f" Without Kronecker structure: {names}")
     return lines
 
 

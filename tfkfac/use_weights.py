@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfkfac.blocks import KroneckerBlock, Use
+from tfkfac.blocks import CurvatureBlock, Use
 from tfkfac.blocks.block import UseWeights
 from tfkfac.losses import Observation
 
 
-def use_weights(use: Use, block: KroneckerBlock, observations: Sequence[Observation]) -> UseWeights:
+def use_weights(use: Use, block: CurvatureBlock, observations: Sequence[Observation]) -> UseWeights:
     """ω of every place of a use.
 
     ω is N·c_u of the unit at the same place where outputs and uses line up (a time step, say),

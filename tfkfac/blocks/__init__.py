@@ -4,10 +4,22 @@ A block turns what was recorded of its layers (inputs a, backpropagated g) into 
 gradient into a preconditioned one. It knows no Keras layer and no communication.
 """
 
-from tfkfac.blocks.block import Block, Use
+from tfkfac.blocks.block import Block, CurvatureBlock, Use
 from tfkfac.blocks.conv import Conv2DBlock
 from tfkfac.blocks.dense import DenseBlock
+from tfkfac.blocks.diagonal import DiagonalBlock
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.plain import PlainGradient
+from tfkfac.blocks.scale_shift import ScaleShiftBlock
 
-__all__ = ["Block", "Conv2DBlock", "DenseBlock", "KroneckerBlock", "PlainGradient", "Use"]
+__all__ = [
+    "Block",
+    "Conv2DBlock",
+    "CurvatureBlock",
+    "DenseBlock",
+    "DiagonalBlock",
+    "KroneckerBlock",
+    "PlainGradient",
+    "ScaleShiftBlock",
+    "Use",
+]

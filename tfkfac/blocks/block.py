@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.factors import AddVariable
+from tfkfac import linalg
+from tfkfac.factors import AddVariable, DecayedAverages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,11 +23,13 @@ class Use:
         preactivations: s, the layer's output before its activation.
         mask: Keras mask of the inputs (True = counts), of the shape of the leading axes of
             `inputs`, or None.
+        training: The argument of that name with which the layer was called.
     """
 
     inputs: tf.Tensor
     preactivations: tf.Tensor
     mask: tf.Tensor | None = None
+    training: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +78,11 @@ class Block(abc.ABC):
     def factor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of each factor."""
         return {}
+
+    @property
+    def factor_size(self) -> int:
+        """Numbers in one copy of the factors."""
+        return 0
 
     @property
     def state_size(self) -> int:
@@ -126,3 +135,138 @@ class Block(abc.ABC):
         raise ValueError(
             f"{self.name}: this block ({self.label}) keeps no curvature, so it has no dense form."
         )
+
+
+class CurvatureBlock(Block):
+    """A block that learns the curvature of its parameters from what is recorded.
+
+    Args:
+        layers: The Keras layers.
+        variables: The trainable variables.
+        statistics: Name of a statistic → shape; their decayed averages are kept.
+    """
+
+    channel_axis: int = -1
+    """The axis of the pre-activations that is not a place."""
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        variables: Sequence[Any],
+        statistics: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        super().__init__(layers, variables)
+        self.dtype = "float64" if str(variables[0].dtype) == "float64" else "float32"
+        self.state_name = "_".join(str(variables[0].path).split("/"))
+        self._averages = DecayedAverages(self.state_name, statistics, self.dtype)
+        self._damping: Callable[[], tf.Tensor] | None = None
+
+    # --- statistics ------------------------------------------------------------------------
+
+    def sources(self, uses: Sequence[Use]) -> list[Any]:
+        """What the backward pass of the curvature has to reach."""
+        return [use.preactivations for use in uses]
+
+    def input_statistics(
+        self, uses: Sequence[Use], weights: Sequence[UseWeights], batch: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Statistics of the forward pass alone.
+
+        Args:
+            uses: What was recorded.
+            weights: How much the places of each use count.
+            batch: N, the batch size of the model.
+        """
+        del uses, weights, batch
+        return {}
+
+    @abc.abstractmethod
+    def pass_statistics(
+        self,
+        uses: Sequence[Use],
+        gradients: Sequence[Any],
+        weights: Sequence[UseWeights],
+        batch: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """Statistics of one backward pass; those of several passes are added.
+
+        Args:
+            uses: What was recorded.
+            gradients: The backpropagated g at each of `sources`.
+            weights: How much the places of each use count.
+            batch: N, the batch size of the model.
+        """
+
+    def update(
+        self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
+    ) -> tf.Tensor:
+        """Enters the statistics of a batch into the decayed averages; returns whether it did."""
+        return self._averages.update(statistics, decay, weight)
+
+    def refresh(self, damping: tf.Tensor) -> None:
+        """Recomputes what is kept to precondition with, where something is."""
+        del damping
+
+    @property
+    def refresh_cost(self) -> float:
+        """What `refresh` costs, up to a constant common to all blocks (0: it does nothing)."""
+        return 0.0
+
+    # --- the public face -------------------------------------------------------------------
+
+    def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:
+        """Makes the averages."""
+        self._damping = damping
+        self._averages.build(add_variable)
+
+    @property
+    def factor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the factors (statistics that are one number are none)."""
+        return {key: shape for key, shape in self._averages.shapes.items() if shape}
+
+    @property
+    def factors(self) -> dict[str, tf.Tensor]:
+        """The factors as they stand."""
+        averages = self.averages()
+        return {key: averages[key] for key in self.factor_shapes}
+
+    @property
+    def factor_size(self) -> int:
+        """Numbers in one copy of the factors."""
+        return _numbers(self.factor_shapes.values())
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of one number of the state."""
+        return tf.dtypes.as_dtype(self.dtype).size
+
+    @property
+    def state_size(self) -> int:
+        """The averages and their weight."""
+        return _numbers(self._averages.shapes.values()) + 1
+
+    def averages(self) -> dict[str, tf.Tensor]:
+        """The decayed averages of all statistics.
+
+        Raises:
+            ValueError: The block was never built.
+        """
+        if not self._averages.built:
+            raise ValueError(
+                f"The block of layer {self.name!r} has no statistics: this layer collection was "
+                "only scanned. Train with the optimizer and look at `optimizer.layer_collection`."
+            )
+        return self._averages.read()
+
+    def damping_or_current(self, damping: float | tf.Tensor | None) -> tf.Tensor:
+        """λ as given, or the one in force if None."""
+        if damping is not None:
+            return linalg.scalar(damping, self.dtype)
+        self.averages()
+        assert self._damping is not None
+        return tf.cast(self._damping(), self.dtype)
+
+
+def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Entries of tensors of these shapes."""
+    return sum(math.prod(shape) for shape in shapes)

@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import linalg
 from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.kronecker import KroneckerBlock
 
@@ -76,7 +75,7 @@ class Conv2DBlock(KroneckerBlock):
         bias: ``[cout]`` or None.
         window: The geometry.
         groups: Number of groups.
-        method: How the inverse is kept.
+        **options: As for `KroneckerBlock`: `method`, `max_factor_size`.
     """
 
     label = "Conv2D"
@@ -89,7 +88,7 @@ class Conv2DBlock(KroneckerBlock):
         *,
         window: Window,
         groups: int = 1,
-        method: str = "cholesky",
+        **options: Any,
     ) -> None:
         height, width, channels, filters = kernel.shape
         super().__init__(
@@ -99,7 +98,7 @@ class Conv2DBlock(KroneckerBlock):
             input_dim=height * width * channels,
             output_dim=filters // groups,
             groups=groups,
-            method=method,
+            **options,
         )
         self.window = window
         self.channel_axis = 1 if window.channels_first else -1
@@ -123,12 +122,12 @@ class Conv2DBlock(KroneckerBlock):
             if root is not None:
                 rows *= root
             sums = tf.reduce_sum(rows if root is None else rows * root, axis=-2)
-            return linalg.second_moment(rows), sums
+            return self.input_form.second_moment(rows), sums
 
         moment, sums = chunks.sum(moment_of_chunk)
         if not self.has_bias:
             return moment
-        return linalg.border(moment, sums, tf.broadcast_to(weights.total, sums.shape[:-1]))
+        return self.input_form.border(moment, sums, tf.broadcast_to(weights.total, sums.shape[:-1]))
 
     @property
     def _patch_size(self) -> int:

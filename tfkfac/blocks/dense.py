@@ -6,7 +6,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import linalg
 from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.kronecker import KroneckerBlock
 
@@ -18,16 +17,14 @@ class DenseBlock(KroneckerBlock):
         layer: The Keras layer.
         kernel: ``[in, out]``.
         bias: ``[out]`` or None.
-        method: How the inverse is kept.
+        **options: As for `KroneckerBlock`: `method`, `max_factor_size`.
     """
 
     label = "Dense"
 
-    def __init__(self, layer: Any, kernel: Any, bias: Any, *, method: str = "cholesky") -> None:
+    def __init__(self, layer: Any, kernel: Any, bias: Any, **options: Any) -> None:
         input_dim, output_dim = kernel.shape
-        super().__init__(
-            layer, kernel, bias, input_dim=input_dim, output_dim=output_dim, method=method
-        )
+        super().__init__(layer, kernel, bias, input_dim=input_dim, output_dim=output_dim, **options)
 
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
         """Inputs ``[..., in]``, flattened to rows."""
@@ -35,14 +32,14 @@ class DenseBlock(KroneckerBlock):
         if weights.omega is not None:
             omega = tf.broadcast_to(weights.omega, tf.shape(inputs)[:-1])
             rows *= tf.sqrt(tf.reshape(omega, [-1, 1]))
-        moment = linalg.second_moment(rows)
+        moment = self.input_form.second_moment(rows)
         if not self.has_bias:
             return moment
         if weights.omega is None:
             column_sums = tf.reduce_sum(rows, axis=0)
         else:
             column_sums = tf.linalg.matvec(rows, tf.sqrt(tf.reshape(omega, [-1])), transpose_a=True)
-        return linalg.border(moment, column_sums, weights.total)
+        return self.input_form.border(moment, column_sums, weights.total)
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Gradients ``[..., out]``, flattened to rows."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import linalg
-from tfkfac.blocks.block import Block, Use, UseWeights
-from tfkfac.factors import METHODS, AddVariable, DecayedAverages
+from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
+from tfkfac.factor_forms import DENSE, FactorForm, form_of
+from tfkfac.factors import METHODS, AddVariable
 
 
-class KroneckerBlock(Block):
+class KroneckerBlock(CurvatureBlock):
     """A kernel, and a bias if there is one, as the matrix V ``[in (+ 1), out]``, bias last.
 
     Subclasses say how inputs, pre-activations and kernels of their layer family become rows and
@@ -27,11 +28,11 @@ class KroneckerBlock(Block):
         output_dim: Columns of the kernel as a matrix.
         groups: Number of independent pairs of factors; the kernel is then a stack of matrices.
         method: How the inverse is kept, a key of ``tfkfac.factors.METHODS``.
+        max_factor_size: A factor of a larger dimension keeps its diagonal only; None for no limit.
+        input_form: How A is kept, where that is not a question of its size.
     """
 
     label = "Kronecker"
-    channel_axis = -1
-    """The axis of the pre-activations that is not a place."""
 
     def __init__(
         self,
@@ -43,26 +44,31 @@ class KroneckerBlock(Block):
         output_dim: int,
         groups: int = 1,
         method: str = "cholesky",
+        max_factor_size: int | None = None,
+        input_form: FactorForm | None = None,
     ) -> None:
-        super().__init__([layer], [kernel] if bias is None else [kernel, bias])
         self.has_bias = bias is not None
         self.groups = groups
         self.input_dim = input_dim + self.has_bias
         self.output_dim = output_dim
-        self.dtype = "float64" if str(kernel.dtype) == "float64" else "float32"
+        self.input_form = input_form or form_of(self.input_dim, max_factor_size)
+        self.output_form = form_of(self.output_dim, max_factor_size)
         stack = () if groups == 1 else (groups,)
-        name = "_".join(part for part in str(kernel.path).split("/")[:-1]) or "kernel"
-        self._averages = DecayedAverages(
-            name,
-            {
-                "A": (*stack, self.input_dim, self.input_dim),
-                "G": (*stack, self.output_dim, self.output_dim),
-                "uses": (),
-            },
+        shapes = {
+            "A": self.input_form.shape(stack, self.input_dim),
+            "G": self.output_form.shape(stack, self.output_dim),
+            "uses": (),
+        }
+        super().__init__([layer], [kernel] if bias is None else [kernel, bias], shapes)
+        self._inverse = METHODS[method](
+            self.state_name,
+            stack,
+            self.input_dim,
+            self.output_dim,
             self.dtype,
+            self.input_form,
+            self.output_form,
         )
-        self._inverse = METHODS[method](name, stack, self.input_dim, self.output_dim, self.dtype)
-        self._damping: Callable[[], tf.Tensor] | None = None
 
     # --- what a layer family defines -------------------------------------------------------
 
@@ -75,7 +81,7 @@ class KroneckerBlock(Block):
             weights: ω and its sum.
 
         Returns:
-            Lower triangles, of the shape of the factor A.
+            Of the shape of the factor A, in its `input_form`.
         """
 
     @abc.abstractmethod
@@ -113,22 +119,27 @@ class KroneckerBlock(Block):
             "uses": places / tf.cast(batch, self.dtype),
         }
 
+    def pass_statistics(
+        self,
+        uses: Sequence[Use],
+        gradients: Sequence[Any],
+        weights: Sequence[UseWeights],
+        batch: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """Ḡ, see `output_statistics`."""
+        del uses, batch
+        return self.output_statistics(gradients, weights)
+
     def output_statistics(
         self, gradients: Sequence[tf.Tensor], weights: Sequence[UseWeights]
     ) -> dict[str, tf.Tensor]:
         """Ḡ = Σ g gᵀ / (N·|T|), over all uses of the layer."""
         moments = [
-            linalg.second_moment(self.output_rows(tf.cast(gradient, self.dtype)))
+            self.output_form.second_moment(self.output_rows(tf.cast(gradient, self.dtype)))
             for gradient in gradients
         ]
         places = tf.add_n([weight.places for weight in weights])
         return {"G": tf.math.divide_no_nan(tf.add_n(moments), places)}
-
-    def update(
-        self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
-    ) -> tf.Tensor:
-        """Enters the statistics of a batch into the decayed averages; returns whether it did."""
-        return self._averages.update(statistics, decay, weight)
 
     def refresh(self, damping: tf.Tensor) -> None:
         """Recomputes the inverses from the averages."""
@@ -137,52 +148,41 @@ class KroneckerBlock(Block):
             averages["A"], averages["G"], averages["uses"], tf.cast(damping, self.dtype)
         )
 
+    @property
+    def refresh_cost(self) -> float:
+        """Of the two inverses."""
+        return self.groups * (
+            self.input_form.operations_of_inverse(self.input_dim)
+            + self.output_form.operations_of_inverse(self.output_dim)
+        )
+
     # --- the public face -------------------------------------------------------------------
 
     def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:
         """Makes the averages and the inverses."""
-        self._damping = damping
-        self._averages.build(add_variable)
+        super().build(add_variable, damping)
         self._inverse.build(add_variable)
-
-    @property
-    def factor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of A and G."""
-        return {key: self._averages.shapes[key] for key in ("A", "G")}
-
-    @property
-    def factor_size(self) -> int:
-        """Numbers in one copy of A and G."""
-        return self.groups * (self.input_dim**2 + self.output_dim**2)
-
-    @property
-    def bytes_each(self) -> int:
-        """Bytes of one number of the state."""
-        return tf.dtypes.as_dtype(self.dtype).size
 
     @property
     def state_size(self) -> int:
         """Averages and what the inverse method keeps."""
-        weight_of_averages: tuple[int, ...] = ()
-        shapes = [
-            *self._averages.shapes.values(),
-            weight_of_averages,
-            *self._inverse.shapes().values(),
-        ]
-        return sum(int(tf.TensorShape(shape).num_elements() or 0) for shape in shapes)
+        kept = sum(math.prod(shape) for shape in self._inverse.shapes().values())
+        return super().state_size + kept
 
     @property
     def factors(self) -> dict[str, tf.Tensor]:
-        """A and G as they stand, full and symmetric."""
-        self._require_statistics()
-        averages = self._averages.read()
-        return {key: linalg.symmetric(averages[key]) for key in ("A", "G")}
+        """A and G as they stand: full symmetric matrices, or diagonals as vectors."""
+        averages = self.averages()
+        forms = {"A": self.input_form, "G": self.output_form}
+        return {
+            key: form.to_dense(averages[key]) if form is DENSE else averages[key]
+            for key, form in forms.items()
+        }
 
     @property
     def uses(self) -> tf.Tensor:
         """|T|, the mean number of places an example uses the layer at."""
-        self._require_statistics()
-        return self._averages.read()["uses"]
+        return self.averages()["uses"]
 
     def precondition(
         self, gradients: Sequence[tf.Tensor], damping: float | tf.Tensor | None = None
@@ -190,20 +190,20 @@ class KroneckerBlock(Block):
         """``F⁻¹V = A⁻¹ V G⁻¹ / |T|``, damped as the method says."""
         matrix = self.to_matrix([tf.cast(gradient, self.dtype) for gradient in gradients])
         if damping is None:
-            damping = self._current_damping()
+            damping = self.damping_or_current(None)
             return self.from_matrix(self._inverse.precondition(matrix, damping))
-        self._require_statistics()
-        averages = self._averages.read()
-        damping = linalg.scalar(damping, self.dtype)
+        averages, damping = self.averages(), self.damping_or_current(damping)
         kept = self._inverse.compute(averages["A"], averages["G"], averages["uses"], damping)
         return self.from_matrix(self._inverse.apply(kept, matrix, damping))
 
     def to_dense(self) -> tf.Tensor:
         """``|T| · A ⊗ G``; block-diagonal over groups."""
-        factors = self.factors
-        stacked = [
-            tf.reshape(factors[key], [self.groups, *factors[key].shape[-2:]]) for key in ("A", "G")
+        averages = self.averages()
+        factors = [
+            self.input_form.to_dense(averages["A"]),
+            self.output_form.to_dense(averages["G"]),
         ]
+        stacked = [tf.reshape(factor, [self.groups, *factor.shape[-2:]]) for factor in factors]
         products = tf.einsum("gij,gkl->gikjl", *stacked)
         side = self.input_dim * self.output_dim
         blocks = [
@@ -226,15 +226,3 @@ class KroneckerBlock(Block):
             return [self.matrix_to_kernel(matrix)]
         kernel = self.matrix_to_kernel(matrix[..., :-1, :])
         return [kernel, tf.reshape(matrix[..., -1, :], [-1])]
-
-    def _current_damping(self) -> tf.Tensor:
-        self._require_statistics()
-        assert self._damping is not None
-        return tf.cast(self._damping(), self.dtype)
-
-    def _require_statistics(self) -> None:
-        if not self._averages.built:
-            raise ValueError(
-                f"The block of layer {self.name!r} has no statistics: this layer collection was "
-                "only scanned. Train with the optimizer and look at `optimizer.layer_collection`."
-            )

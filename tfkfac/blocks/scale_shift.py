@@ -1,0 +1,109 @@
+"""Scales and shifts of single units, as normalisation layers train them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
+
+
+class ScaleShiftBlock(CurvatureBlock):
+    """``s = γ∘x̂ + β``: for every unit the exact 2×2 Fisher of (γ, β) (mathematics.md §2).
+
+    ``F_u = E_n[v vᵀ]`` with ``v = (Σ_t g_u x̂_u, Σ_t g_u)``, the gradient of one example, summed
+    over the places of all uses.
+
+    Args:
+        layer: The Keras layer.
+        scale: γ, or None where there is none or it is frozen.
+        shift: β, likewise; not both are None.
+        normalized: From a use to x̂, of the shape of the layer's output.
+        unit_axes: The axes of the output along which units differ, in the order of the variables'
+            axes.
+    """
+
+    label = "scale-shift"
+
+    def __init__(
+        self,
+        layer: Any,
+        scale: Any,
+        shift: Any,
+        *,
+        normalized: Callable[[Use], tf.Tensor],
+        unit_axes: Sequence[int],
+    ) -> None:
+        variables = [variable for variable in (scale, shift) if variable is not None]
+        self._shape = tuple(variables[0].shape)
+        units = int(tf.TensorShape(self._shape).num_elements())
+        super().__init__([layer], variables, {"F": (units, len(variables), len(variables))})
+        self._has_scale, self._has_shift = scale is not None, shift is not None
+        self._normalized = normalized
+        self._unit_axes = tuple(unit_axes)
+
+    def pass_statistics(
+        self,
+        uses: Sequence[Use],
+        gradients: Sequence[Any],
+        weights: Sequence[UseWeights],
+        batch: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """``Σ_n v vᵀ / N`` for every unit."""
+        del weights
+        examples = tf.add_n(
+            [
+                self._gradients_of_examples(use, gradient, batch)
+                for use, gradient in zip(uses, gradients, strict=True)
+            ]
+        )
+        moment = tf.einsum("nui,nuj->uij", examples, examples)
+        return {"F": moment / tf.cast(batch, self.dtype)}
+
+    def precondition(
+        self, gradients: Sequence[tf.Tensor], damping: float | tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """``(F_u + λI)⁻¹ v`` for every unit, in closed form."""
+        fisher, damping = self.averages()["F"], self.damping_or_current(damping)
+        vectors = [tf.reshape(tf.cast(each, self.dtype), [-1]) for each in gradients]
+        solved = _solve(fisher, damping, vectors)
+        return [tf.reshape(each, self._shape) for each in solved]
+
+    def to_dense(self) -> tf.Tensor:
+        """Rows run over all of γ, then over all of β."""
+        fisher = self.averages()["F"]
+        size = len(self.variables) * fisher.shape[0]
+        pairs = tf.linalg.diag(tf.transpose(fisher, [1, 2, 0]))
+        return tf.reshape(tf.transpose(pairs, [0, 2, 1, 3]), [size, size])
+
+    def _gradients_of_examples(self, use: Use, gradient: Any, batch: tf.Tensor) -> tf.Tensor:
+        """v of every example, ``[N, units, 1 or 2]``."""
+        gradient = tf.cast(gradient, self.dtype)
+        parts = []
+        if self._has_scale:
+            parts.append(gradient * tf.cast(self._normalized(use), self.dtype))
+        if self._has_shift:
+            parts.append(gradient)
+        return tf.stack([self._sum_over_places(part, batch) for part in parts], axis=-1)
+
+    def _sum_over_places(self, values: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+        """``[rows, ...]`` → ``[N, units]``; several rows may belong to one example."""
+        rank = values.shape.rank
+        axes = [axis % rank for axis in self._unit_axes]
+        places = [axis for axis in range(1, rank) if axis not in axes]
+        values = tf.transpose(values, [0, *places, *axes])
+        values = tf.reduce_sum(values, axis=list(range(1, 1 + len(places))))
+        units = self._averages.shapes["F"][0]
+        return tf.reduce_sum(tf.reshape(values, [batch, -1, units]), axis=1)
+
+
+def _solve(fisher: tf.Tensor, damping: tf.Tensor, vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Solves a damped system of one or two unknowns for every unit."""
+    if len(vectors) == 1:
+        return [vectors[0] / (fisher[:, 0, 0] + damping)]
+    first, second = vectors
+    a, b, c = fisher[:, 0, 0] + damping, fisher[:, 0, 1], fisher[:, 1, 1] + damping
+    determinant = a * c - b * b
+    return [(c * first - b * second) / determinant, (a * second - b * first) / determinant]

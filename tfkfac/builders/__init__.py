@@ -1,0 +1,8 @@
+"""Which block each Keras layer gets, a file for each layer family.
+
+Importing this package registers them all.
+"""
+
+from tfkfac.builders import convolutions, dense
+
+__all__ = ["convolutions", "dense"]
