@@ -148,10 +148,9 @@ class KroneckerInverse(abc.ABC):
         for variable, value in zip(self.variables, fresh, strict=True):
             variable.assign(tf.where(finite, value, variable))
 
-    def precondition(self, matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
-        """`apply` with what was kept at the last refresh."""
-        kept = [tf.convert_to_tensor(variable) for variable in self.variables]
-        return self.apply(kept, matrix, damping)
+    def kept(self) -> list[tf.Tensor]:
+        """What was kept at the last refresh, for `apply`."""
+        return [tf.convert_to_tensor(variable) for variable in self.variables]
 
 
 class CholeskyInverse(KroneckerInverse):

@@ -35,6 +35,11 @@ def mask_at_places(layer: Any, inputs: Any) -> tf.Tensor | None:
     return mask_of(inputs)
 
 
+def batch_moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
+    """Mean and variance that a BatchNormalization layer takes of a batch."""
+    return layer._moments(inputs, mask)
+
+
 def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
     """Makes a Keras mask travel with a tensor."""
     if mask is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import linalg, losses
+from tfkfac import indexed_slices, linalg, losses
 from tfkfac.blocks import CurvatureBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.curvature import batch_statistics, require_seen
@@ -270,10 +270,10 @@ class KFAC(keras.optimizers.Optimizer):
         record = self._recorder.take(self._require_model().name)
         require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
         observations = [losses.observe(call) for call in record.losses]
-        gradients = [tf.convert_to_tensor(gradient) for gradient in self._clip_gradients(grads)]
+        gradients = [indexed_slices.unique(gradient) for gradient in self._clip_gradients(grads)]
         gradients = _of_mean_loss(gradients, observations)
         tf.cond(
-            linalg.all_finite(*gradients),
+            linalg.all_finite(*map(indexed_slices.values_of, gradients)),
             lambda: self._step(record, observations, gradients, trainable_variables),
             self._skip_step,
         )
@@ -298,8 +298,10 @@ class KFAC(keras.optimizers.Optimizer):
         for variable, direction in zip(variables, directions, strict=True):
             velocity = self._velocities[self._get_variable_index(variable)]
             momentum = tf.cast(self.momentum, velocity.dtype)
-            step = tf.cast(scale, velocity.dtype) * tf.cast(direction, velocity.dtype)
-            velocity.assign(momentum * velocity - step)
+            values = tf.cast(indexed_slices.values_of(direction), velocity.dtype)
+            step = -tf.cast(scale, velocity.dtype) * values
+            velocity.assign(momentum * velocity)
+            indexed_slices.add_to(velocity, indexed_slices.with_values(direction, step))
             self.assign_add(variable, velocity)
         self._updates.assign_add(1)
         self._average_weights()
@@ -350,7 +352,7 @@ class KFAC(keras.optimizers.Optimizer):
             return learning_rate
         decrement = tf.add_n(
             [
-                tf.cast(linalg.dot(g, tf.cast(p, g.dtype)), learning_rate.dtype)
+                tf.cast(indexed_slices.dot(g, p), learning_rate.dtype)
                 for g, p in zip(gradients, directions, strict=True)
             ]
         )
@@ -426,7 +428,11 @@ def _of_mean_loss(
     if not summed.pop():
         return list(gradients)
     batch = observations[0].batch
-    return [gradient / tf.cast(batch, gradient.dtype) for gradient in gradients]
+    return [
+        indexed_slices.with_values(gradient, values / tf.cast(batch, values.dtype))
+        for gradient in gradients
+        for values in (indexed_slices.values_of(gradient),)
+    ]
 
 
 def _require_one_worker() -> None:

@@ -8,6 +8,7 @@ from tfkfac.blocks.block import Block, CurvatureBlock, Use
 from tfkfac.blocks.conv import Conv2DBlock
 from tfkfac.blocks.dense import DenseBlock
 from tfkfac.blocks.diagonal import DiagonalBlock
+from tfkfac.blocks.embedding import EmbeddingBlock
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.plain import PlainGradient
 from tfkfac.blocks.scale_shift import ScaleShiftBlock
@@ -18,6 +19,7 @@ __all__ = [
     "CurvatureBlock",
     "DenseBlock",
     "DiagonalBlock",
+    "EmbeddingBlock",
     "KroneckerBlock",
     "PlainGradient",
     "ScaleShiftBlock",

@@ -96,6 +96,12 @@ class KroneckerBlock(CurvatureBlock):
     def matrix_to_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
         """The reverse of `kernel_to_matrix`."""
 
+    def cast_inputs(self, inputs: Any) -> tf.Tensor:
+        """Recorded inputs as a tensor in the factors' dtype."""
+        if isinstance(inputs, tf.SparseTensor):
+            inputs = tf.sparse.to_dense(tf.sparse.reorder(inputs))
+        return tf.cast(inputs, self.dtype)
+
     # --- statistics ------------------------------------------------------------------------
 
     def input_statistics(
@@ -109,7 +115,7 @@ class KroneckerBlock(CurvatureBlock):
             batch: N, the batch size of the model.
         """
         moments = [
-            self.input_moment(tf.cast(use.inputs, self.dtype), weight)
+            self.input_moment(self.cast_inputs(use.inputs), weight)
             for use, weight in zip(uses, weights, strict=True)
         ]
         total = tf.add_n([weight.total for weight in weights])
@@ -188,13 +194,20 @@ class KroneckerBlock(CurvatureBlock):
         self, gradients: Sequence[tf.Tensor], damping: float | tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """``F⁻¹V = A⁻¹ V G⁻¹ / |T|``, damped as the method says."""
-        matrix = self.to_matrix([tf.cast(gradient, self.dtype) for gradient in gradients])
-        if damping is None:
-            damping = self.damping_or_current(None)
-            return self.from_matrix(self._inverse.precondition(matrix, damping))
-        averages, damping = self.averages(), self.damping_or_current(damping)
-        kept = self._inverse.compute(averages["A"], averages["G"], averages["uses"], damping)
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        matrix = self.to_matrix([tf.cast(gradient, self.dtype) for gradient in dense])
+        kept, damping = self.kept_and_damping(damping)
         return self.from_matrix(self._inverse.apply(kept, matrix, damping))
+
+    def kept_and_damping(
+        self, damping: float | tf.Tensor | None
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """What the inverse method kept at its last refresh, or would keep for a damping."""
+        averages, damped = self.averages(), self.damping_or_current(damping)
+        if damping is None:
+            return self._inverse.kept(), damped
+        kept = self._inverse.compute(averages["A"], averages["G"], averages["uses"], damped)
+        return kept, damped
 
     def to_dense(self) -> tf.Tensor:
         """``|T| · A ⊗ G``; block-diagonal over groups."""
