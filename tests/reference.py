@@ -90,12 +90,38 @@ def ggn_block(
     outputs), group after group.
     """
     variables = [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
+    return _gauss_newton(
+        model, variables, x, y, loss, sample_weight, lambda d, size: _as_matrix(d, size, layer)
+    )
+
+
+def ggn_of_variables(
+    model: Any, variables: Sequence[Any], x: Any, y: Any, loss: Any, sample_weight: Any = None
+) -> Array:
+    """``JᵀHJ`` for some variables, over the entries of one after the other."""
+
+    def flat(derivatives: Sequence[Any], size: int) -> Array:
+        dense = [tf.convert_to_tensor(derivative) for derivative in derivatives]
+        return np.concatenate([np.reshape(each, (size, -1)) for each in dense], axis=1)
+
+    return _gauss_newton(model, variables, x, y, loss, sample_weight, flat)
+
+
+def _gauss_newton(
+    model: Any,
+    variables: Sequence[Any],
+    x: Any,
+    y: Any,
+    loss: Any,
+    sample_weight: Any,
+    as_matrix: Callable[[Sequence[Any], int], Array],
+) -> Array:
     values = [variable.value for variable in variables]
     with tf.GradientTape(persistent=True) as tape:
         outputs = model(x, training=False)
     size = int(tf.size(outputs))
     derivatives = tape.jacobian(outputs, values, experimental_use_pfor=False)
-    jacobian = _as_matrix(derivatives, size, layer)
+    jacobian = as_matrix(derivatives, size)
 
     def mean_loss(at: tf.Tensor) -> tf.Tensor:
         at._keras_mask = getattr(outputs, "_keras_mask", None)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 import tfkfac
+from tfkfac.blocks import DiagonalBlock, KroneckerBlock, PlainGradient
 
 Factory = Callable[[], keras.Model]
 scan = tfkfac.LayerCollection.scan
@@ -49,7 +50,7 @@ def test_every_layer_is_found_once(factory: Factory, names: list[str]) -> None:
     collection = scan(model)
     assert sorted(_names(collection)) == sorted(names)
     assert len(collection) == len(names)
-    assert collection.kronecker_blocks == collection.blocks
+    assert all(isinstance(block, KroneckerBlock) for block in collection)
     assert collection.coverage() == 1.0
     covered = [id(variable) for block in collection for variable in block.variables]
     assert sorted(covered) == sorted(id(variable) for variable in model.trainable_variables)
@@ -98,6 +99,13 @@ class Doubling(layers.Dense):
         return 2 * super().call(inputs)
 
 
+class OddCell(layers.SimpleRNNCell):
+    """A cell that no builder knows."""
+
+    def call(self, sequence: Any, states: Any, training: bool | None = None) -> Any:
+        return super().call(sequence, states)
+
+
 class FrozenKernel(layers.Dense):
     """Trains its bias alone."""
 
@@ -136,11 +144,14 @@ def _borrowed() -> keras.Model:
 
 
 FALLBACKS: dict[str, tuple[Factory, dict[str, str]]] = {
-    "BatchNormalization": (
-        lambda: _then(layers.BatchNormalization(name="odd")),
-        {"odd": "BatchNormalization"},
+    "renorm": (
+        lambda: _then(layers.BatchNormalization(renorm=True, name="odd")),
+        {"odd": "renorm"},
     ),
-    "Embedding": (lambda: _then(layers.Embedding(5, 2, name="odd")), {"odd": "Embedding"}),
+    "recurrent cell": (
+        lambda: _then(layers.Reshape((1, -1)), layers.RNN(OddCell(2, name="odd"))),
+        {"odd": "OddCell"},
+    ),
     "LoRA": (_lora, {"odd": "LoRA"}),
     "quantised": (_quantised, {"odd": "quantised to int8"}),
     "other call": (
@@ -165,7 +176,8 @@ def test_layer_without_right_curvature_falls_back(kind: str) -> None:
     model = factory()
     collection = scan(model)
     assert {block.name: block.reason for block in collection.fallbacks} == expected
-    assert _names(collection.kronecker_blocks) == ["logits"]
+    assert all(isinstance(block, DiagonalBlock) for block in collection.fallbacks)
+    assert [b.name for b in collection if isinstance(b, KroneckerBlock)] == ["logits"]
     variables = [variable for block in collection for variable in block.variables]
     assert len(variables) == len(model.trainable_variables)
     covered = sum(np.prod(v.shape) for v in model.get_layer("logits").trainable_variables)
@@ -173,36 +185,44 @@ def test_layer_without_right_curvature_falls_back(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(FALLBACKS.keys() - {"shared kernel", "quantised"}))
-def test_fallback_follows_its_gradient(kind: str) -> None:
+def test_fallback_divides_by_its_diagonal(kind: str) -> None:
+    """``g / (F + λ)``, with F the square of the gradient of sampled targets, times N."""
     model = FALLBACKS[kind][0]()
-    optimizer = models.kfac(learning_rate=0.5, momentum=0.0)
+    optimizer = models.kfac(learning_rate=0.5, momentum=0.0, damping=0.01)
     model.compile(optimizer, models.crossentropy())
     x, y = abs(models.vectors()[0]), models.vectors()[1] % 2
     with tf.GradientTape() as tape:
         loss = model.compute_loss(x, y, model(x, training=True))
     gradients = tape.gradient(loss, model.trainable_variables)
-    before = [variable.numpy() for variable in model.trainable_variables]
+    before = {id(variable): variable.numpy() for variable in model.trainable_variables}
     with pytest.warns(UserWarning, match="odd"):
         optimizer.apply(gradients, model.trainable_variables)
-    plain = {id(v) for block in optimizer.layer_collection.fallbacks for v in block.variables}
-    for variable, gradient, old in zip(model.trainable_variables, gradients, before, strict=True):
-        followed = np.allclose(variable, old - 0.5 * tf.convert_to_tensor(gradient), atol=1e-6)
-        assert followed == (id(variable) in plain)
+    found = dict(zip(before, gradients, strict=True))
+    (block,) = optimizer.layer_collection.fallbacks
+    diagonals = list(block.factors.values())
+    assert sum(tf.reduce_sum(diagonal) for diagonal in diagonals) > 0
+    for variable, diagonal in zip(block.variables, diagonals, strict=True):
+        gradient = tf.convert_to_tensor(found[id(variable)])
+        step = -0.5 * gradient / (tf.reshape(diagonal, gradient.shape) + 0.01)
+        np.testing.assert_allclose(variable, before[id(variable)] + step, atol=1e-5)
 
 
-def test_fallback_has_no_curvature_to_show() -> None:
-    block = scan(FALLBACKS["Embedding"][0]())["odd"]
+def test_skipped_layer_follows_its_gradient_and_has_no_curvature_to_show() -> None:
+    block = scan(models.sequential(), skip=["hidden"])["hidden"]
+    assert isinstance(block, PlainGradient)
     assert block.factors == {}
     assert block.factor_shapes == {}
     assert block.state_size == 0
-    assert block.precondition([tf.ones((5, 2))], damping=0.1)[0].numpy().tolist() == [[1, 1]] * 5
-    with pytest.raises(ValueError, match=r"odd.*no curvature"):
+    gradients = [tf.ones(variable.shape) for variable in block.variables]
+    for found in block.precondition(gradients, damping=0.1):
+        np.testing.assert_array_equal(found, tf.ones(found.shape))
+    with pytest.raises(ValueError, match=r"hidden.*no curvature"):
         block.to_dense()
 
 
-def test_one_warning_names_everything_without_curvature() -> None:
+def test_one_warning_names_everything_without_structure() -> None:
     model = _then(
-        layers.BatchNormalization(name="norm"),
+        layers.BatchNormalization(renorm=True, name="norm"),
         Doubling(3, name="odd"),
         layers.Dense(3, name="fine"),
     )
@@ -213,7 +233,7 @@ def test_one_warning_names_everything_without_curvature() -> None:
         model.fit(x, y % 2, batch_size=8, verbose=0)
     ours = [str(each.message) for each in caught if "tfkfac" in str(each.message)]
     assert len(ours) == 1
-    assert "norm (BatchNormalization), odd (Doubling overrides Dense.call)" in ours[0]
+    assert "norm (renorm: diagonal), odd (Doubling overrides Dense.call: diagonal)" in ours[0]
     assert "fine" not in ours[0] and "logits" not in ours[0]
 
 

@@ -14,13 +14,23 @@ from keras import layers
 
 import tfkfac
 from tfkfac import registry as registry_module
-from tfkfac.blocks import DenseBlock
+from tfkfac.blocks import CurvatureBlock, DenseBlock, DiagonalBlock
 
 scan = tfkfac.LayerCollection.scan
 
 
+class Odd(layers.Layer):
+    """A layer that no builder knows."""
+
+    def build(self, input_shape: Any) -> None:
+        self.slopes = self.add_weight(shape=(3, 5), name="slopes")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs[..., :3] @ self.slopes
+
+
 def _mixed() -> keras.Sequential:
-    """Of every kind something: 41 + 20 + 8 + 30 parameters."""
+    """Of every kind something: 40 + 68 + 8 + 15 + 25 parameters."""
     return keras.Sequential(
         [
             keras.Input((6, 6, 1)),
@@ -28,6 +38,7 @@ def _mixed() -> keras.Sequential:
             layers.Flatten(name="flat"),
             layers.Dense(4, name="dense"),
             layers.BatchNormalization(name="norm"),
+            Odd(name="odd"),
             layers.Dense(5, use_bias=False, name="last"),
         ],
         name="mixed",
@@ -50,21 +61,27 @@ def test_summary_has_a_row_for_every_layer() -> None:
     assert '"mixed"' in text
     assert _row(text, "conv")[:4] == ["conv (Conv2D)", "Conv2D", "A 10×10, G 4×4", "40"]
     assert _row(text, "dense")[:4] == ["dense (Dense)", "Dense", "A 17×17, G 4×4", "68"]
-    assert _row(text, "last")[:4] == ["last (Dense)", "Dense", "A 4×4, G 5×5", "20"]
+    assert _row(text, "last")[:4] == ["last (Dense)", "Dense", "A 5×5, G 5×5", "25"]
     norm = _row(text, "norm")
-    assert norm == ["norm (BatchNormalization)", "gradient", "BatchNormalization", "8", "0 B", "–"]
+    shown = ["norm (BatchNormalization)", "scale-shift", "F 4×2×2", "8", "68 B", "–"]
+    assert norm == shown
+    assert _row(text, "odd")[1:] == ["diagonal", "Odd", "15", "64 B", "–"]
+    skipped = _row(_summary(scan(_mixed(), skip=["dense"])), "dense")
+    assert skipped[1:] == ["gradient", "skipped by the user", "68", "0 B", "–"]
 
 
 def test_summary_has_totals_and_fallbacks() -> None:
     collection = scan(_mixed())
     text = _summary(collection, batch_size=64, factor_update_every=2, inverse_update_every=20)
-    assert collection.coverage() == 128 / 136
-    assert "Trainable params: 136, 94.1% under a Kronecker block" in text
+    assert collection.coverage() == 133 / 156
+    assert collection.coverage(DiagonalBlock) == 15 / 156
+    assert collection.coverage(CurvatureBlock) == 1.0
+    assert "Trainable params: 156, 85.3% under a Kronecker block" in text
     memory = sum(block.state_size * block.bytes_each for block in collection)
     assert f"Memory of averages and inverses: {memory / 1024:.2f} KB" in text
     assert "batch 64, factors every 2, inverses every 20" in text
-    assert "Without curvature (plain gradient): norm (BatchNormalization)" in text
-    assert "Without curvature" not in _summary(scan(models.sequential()))
+    assert "Without Kronecker structure: odd (Odd: diagonal)" in text
+    assert "Without Kronecker" not in _summary(scan(models.sequential()))
 
 
 def test_summary_predicts_what_a_step_costs() -> None:

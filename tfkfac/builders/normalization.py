@@ -83,9 +83,11 @@ def _batch_normalized(layer: Any, use: Use) -> tf.Tensor:
 
 
 def _layer_normalized(layer: Any, use: Use) -> tf.Tensor:
-    arguments = {"rms_scaling": True} if layer.rms_scaling else {}
+    """Keras' formula; its `rms_scaling` divides by the deviation without taking off the mean."""
     inputs = _full_precision(use.inputs)
-    return keras.ops.layer_normalization(inputs, None, None, layer.axis, layer.epsilon, **arguments)
+    mean, variance = tf.nn.moments(inputs, layer.axis, keepdims=True)
+    centred = inputs if layer.rms_scaling else inputs - mean
+    return centred * tf.math.rsqrt(variance + layer.epsilon)
 
 
 def _rms_normalized(layer: Any, use: Use) -> tf.Tensor:
