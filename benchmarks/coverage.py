@@ -1,0 +1,152 @@
+"""Which share of the parameters of every architecture of the zoo is under which kind of block.
+
+Scans every model, trains it for three steps on one batch, and writes docs/coverage.md.
+
+    python -m benchmarks.coverage --output docs/coverage.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import rich.progress
+
+import tfkfac
+from benchmarks.zoo import Entry, applications, others
+from tfkfac.blocks import DiagonalBlock, KroneckerBlock, ScaleShiftBlock
+
+STEPS = 3
+KINDS = {"Kronecker": KroneckerBlock, "scale-shift": ScaleShiftBlock, "diagonal": DiagonalBlock}
+
+HEADER = """# Coverage
+
+Every architecture in `keras.applications` (random weights, the smallest images that Keras allows,
+10 classes) and some of other kinds: the share of the trainable parameters under each kind of block,
+the memory of KFAC's state, and the loss on one batch before and after three steps of
+`KFAC(learning_rate=0.03)`. A table cell "–" means that the model was scanned but not trained: its
+state and gradients would not have fitted the memory of the machine that made the table.
+
+Written by `python -m benchmarks.coverage`.
+
+| architecture | parameters | Kronecker | scale-shift | diagonal | none | state | loss | then |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one architecture.
+
+    Attributes:
+        name: The architecture.
+        parameters: Trainable ones.
+        shares: Kind of block → share of the parameters.
+        state: Bytes of KFAC's averages and inverses.
+        before: Loss on the batch at the first step; None if it was not trained.
+        after: Loss after the last step.
+    """
+
+    name: str
+    parameters: int
+    shares: dict[str, float]
+    state: int
+    before: float | None = None
+    after: float | None = None
+
+    @property
+    def covered(self) -> float:
+        """The share under any kind of curvature."""
+        return sum(self.shares.values())
+
+
+def scan(entry: Entry) -> Result:
+    """Scans an architecture without training it."""
+    collection = tfkfac.LayerCollection.scan(entry.make())
+    return Result(
+        entry.name,
+        sum(block.parameters for block in collection),
+        {name: collection.coverage(kind) for name, kind in KINDS.items()},
+        sum(block.state_size * block.bytes_each for block in collection),
+    )
+
+
+def train(entry: Entry) -> Result:
+    """Scans an architecture and trains it for a few steps on one batch."""
+    keras.utils.set_random_seed(0)
+    scanned = scan(entry)
+    model = entry.make()
+    optimizer = tfkfac.KFAC(learning_rate=0.03, seed=0)
+    model.compile(optimizer, **({} if entry.loss is None else {"loss": entry.loss}))
+    if entry.loss is None:
+        optimizer.attach(model)
+    inputs, targets = entry.batch()
+    losses = [
+        float(model.train_on_batch(inputs, targets, return_dict=True)["loss"])
+        for _ in range(STEPS + 1)
+    ]
+    assert all(np.isfinite(weight).all() for weight in model.get_weights()), entry.name
+    return dataclasses.replace(scanned, before=losses[0], after=losses[-1])
+
+
+def row(result: Result) -> str:
+    """A line of the table."""
+    shares = [f"{100 * share:.2f} %" for share in result.shares.values()]
+    losses = ["–" if loss is None else f"{loss:.3f}" for loss in (result.before, result.after)]
+    cells = [
+        result.name,
+        f"{result.parameters:,}",
+        *shares,
+        f"{100 * (1 - result.covered):.2f} %",
+        f"{result.state / 2**20:,.0f} MB",
+        *losses,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def in_process_of_its_own(entry: Entry, trained: bool) -> Result:
+    """A fresh process for every model: memory is given back."""
+    command = [sys.executable, "-m", "benchmarks.coverage", "--alone", entry.name]
+    found = subprocess.run(
+        command + (["--train"] if trained else []), capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        raise RuntimeError(f"{entry.name}: {found.stderr[-2000:]}")
+    return Result(**json.loads(found.stdout.strip().splitlines()[-1]))
+
+
+def main() -> None:
+    """Parses the command line and runs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("coverage.md"))
+    parser.add_argument("--names", nargs="+", help="only these architectures")
+    parser.add_argument(
+        "--largest", type=float, default=60e6, help="parameters above which models are only scanned"
+    )
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    entries = {entry.name: entry for entry in (*others(), *applications())}
+    if arguments.alone:
+        run = train if arguments.train else scan
+        print(json.dumps(dataclasses.asdict(run(entries[arguments.alone]))))
+        return
+    rows = []
+    chosen = [entries[name] for name in arguments.names or entries]
+    for entry in rich.progress.track(chosen, description="architectures"):
+        result = in_process_of_its_own(entry, trained=False)
+        if result.parameters <= arguments.largest:
+            result = in_process_of_its_own(entry, trained=True)
+        rows.append(row(result))
+        arguments.output.write_text(HEADER + "\n".join(rows) + "\n")
+    print(f"Written: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

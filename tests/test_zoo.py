@@ -1,0 +1,45 @@
+"""Whole architectures train; ``python -m benchmarks.coverage`` runs all there are.
+
+The smallest model of each family of ``keras.applications`` is here. Those that take long are
+marked slow.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.coverage import train
+from benchmarks.zoo import applications, others
+
+ENTRIES = {entry.name: entry for entry in (*others(), *applications())}
+QUICK = [entry.name for entry in others()] + ["MobileNet", "MobileNetV3Small"]
+SLOW = [
+    "ConvNeXtTiny",
+    "DenseNet121",
+    "EfficientNetB0",
+    "EfficientNetV2B0",
+    "InceptionV3",
+    "MobileNetV2",
+    "NASNetMobile",
+    "ResNet50",
+    "ResNet50V2",
+    "VGG16",
+    "Xception",
+]
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+@pytest.mark.filterwarnings("ignore:tfkfac knows no Kronecker structure")
+def test_architecture_trains_and_is_covered(name: str) -> None:
+    result = train(ENTRIES[name])
+    assert result.covered >= 0.99
+    assert result.before is not None and result.after is not None
+    assert result.after < result.before
+
+
+def test_every_family_has_its_smallest_model_here() -> None:
+    """InceptionResNetV2 alone is its family, and large: only the script trains it."""
+    families = {entry.family for entry in applications()} - {"InceptionResNetV2"}
+    assert {ENTRIES[name].family for name in (*QUICK, *SLOW)} >= families
