@@ -43,6 +43,11 @@ class DecayedAverages:
         """Whether the variables exist."""
         return self._weight is not None
 
+    @property
+    def variables(self) -> list[Any]:
+        """The sums and their weight; empty before `build`."""
+        return [*self._sums.values(), self._weight] if self.built else []
+
     def build(self, add_variable: AddVariable) -> None:
         """Makes the variables."""
         self._sums = {

@@ -35,6 +35,14 @@ def mask_at_places(layer: Any, inputs: Any) -> tf.Tensor | None:
     return mask_of(inputs)
 
 
+def is_rematerialised(layer: Any) -> bool:
+    """Whether Keras computes a layer anew in the backward pass (``keras.RematScope``)."""
+    remat = getattr(layer, "_remat_mode", None)
+    if remat is None or remat.mode == "activations":
+        return False
+    return remat.mode != "list_of_layers" or layer.name in remat.layer_names
+
+
 def batch_moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
     """Mean and variance that a BatchNormalization layer takes of a batch."""
     return layer._moments(inputs, mask)

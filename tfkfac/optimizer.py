@@ -139,6 +139,8 @@ class KFAC(keras.optimizers.Optimizer):
         self._recorder = Recorder(relevant=supported, watched=self._watched_variables)
         self._model_reference: Any = lambda: None
         self._collection: LayerCollection | None = None
+        self._velocities: list[Any] = []
+        self._state: list[Any] = []
         if model is not None:
             self.attach(model)
 
@@ -180,6 +182,44 @@ class KFAC(keras.optimizers.Optimizer):
         """Whether the state, if there is any, is that of the model's variables."""
         trained = {id(variable) for variable in self._trainable_variables}
         return not self.built or trained == {id(v) for v in model.trainable_variables}
+
+    def rebuild(self, model: Any) -> None:
+        """Takes up a model of which other variables train than before.
+
+        After layers were unfrozen (or frozen for good) between two fits, or layers were exchanged:
+        variables that stay keep their momentum, blocks that stay keep their curvature, what is new
+        begins afresh. Call it before the model is compiled again. Without it, a new KFAC serves as
+        well.
+
+        Args:
+            model: The model.
+        """
+        kept = self._state_by_owner()
+        made = {id(variable) for variable in self._state}
+        self._variables[:] = [v for v in self._variables if id(v) not in made]
+        self._trainable_variables_indices.clear()
+        self._trainable_variables: list[Any] = []
+        self._collection, self.built = None, False
+        self.detach()
+        self.attach(model)
+        self.build(model.trainable_variables)
+        for owner, variables in self._state_by_owner().items():
+            for new, old in zip(variables, kept.get(owner, ()), strict=False):
+                new.assign(old)
+
+    def _state_by_owner(self) -> dict[Any, Sequence[Any]]:
+        """What has state, the optimizer itself, its blocks and the trained variables → the state."""
+        averages = [self._model_variables_moving_average] if self.use_ema else []
+        state: dict[Any, Sequence[Any]] = {
+            None: [self._updates, self._skipped_steps, self._largest_batch]
+        }
+        for block in self.layer_collection.curvature_blocks:
+            state[(type(block), *map(id, block.variables))] = block.state
+        for variable, *own in zip(
+            self._trainable_variables, self._velocities, *averages, strict=True
+        ):
+            state[id(variable)] = own
+        return state
 
     def detach(self) -> None:
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""
@@ -251,6 +291,7 @@ class KFAC(keras.optimizers.Optimizer):
                 f"but is to be built for {len(variables)}, of which {len(foreign)} are not the "
                 "model's. Attach the optimizer to the model whose variables it trains."
             )
+        made_before = len(self._variables)
         super().build(variables)
         self._collection = self.layer_collection
         self._velocities = self.add_optimizer_variables(variables, "momentum")
@@ -259,9 +300,26 @@ class KFAC(keras.optimizers.Optimizer):
         self._largest_batch = self.add_variable(shape=(), dtype="float32", name="largest_batch")
         for block in self._collection:
             block.build(self.add_variable, lambda: tf.convert_to_tensor(self.damping))
+        self._state = self._variables[made_before:]
         self._collection.warn_of_fallbacks()
 
     # --- one step --------------------------------------------------------------------------
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+        """As for every Keras optimizer.
+
+        Raises:
+            ValueError: Some of the variables were not trained when the optimizer was built.
+        """
+        known = {id(variable) for variable in self._trainable_variables}
+        new = [v for v in trainable_variables or () if self.built and id(v) not in known]
+        if new:
+            raise ValueError(
+                f"{len(new)} variables ({new[0].path}, ...) train that did not when this KFAC was "
+                "built: layers were unfrozen or added since. Call optimizer.rebuild(model) and "
+                "compile the model again, or compile it with a new tfkfac.KFAC(...)."
+            )
+        return super().apply(grads, trainable_variables)
 
     def _backend_apply_gradients(
         self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[Any]

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfkfac import keras_internals
 from tfkfac.blocks import Block
 
 Builder = Callable[..., "Block | Sequence[Block]"]
@@ -61,6 +62,8 @@ def build_blocks(layer: Any, layers: Iterable[Any], **options: Any) -> list[Bloc
         raise NotCoveredError(type(layer).__name__)
     if type(layer).call is not registered.call:
         raise NotCoveredError(f"{type(layer).__name__} overrides {registered.__name__}.call")
+    if keras_internals.is_rematerialised(layer):
+        raise NotCoveredError("rematerialised: its activations are hidden")
     for other in layers:
         if isinstance(other, keras.layers.SpectralNormalization) and other.layer is layer:
             raise NotCoveredError("its kernel is reparameterised by SpectralNormalization")

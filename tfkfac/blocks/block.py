@@ -245,6 +245,11 @@ class CurvatureBlock(Block):
         """The averages and their weight."""
         return _numbers(self._averages.shapes.values()) + 1
 
+    @property
+    def state(self) -> list[Any]:
+        """All variables that the block has made."""
+        return self._averages.variables
+
     def averages(self) -> dict[str, tf.Tensor]:
         """The decayed averages of all statistics.
 

@@ -170,6 +170,11 @@ class KroneckerBlock(CurvatureBlock):
         self._inverse.build(add_variable)
 
     @property
+    def state(self) -> list[Any]:
+        """The averages, and what the inverse method keeps."""
+        return [*super().state, *self._inverse.variables]
+
+    @property
     def state_size(self) -> int:
         """Averages and what the inverse method keeps."""
         kept = sum(math.prod(shape) for shape in self._inverse.shapes().values())
