@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 from reference import Array, input_factor, relative_error, split_groups, with_ones
 
-from tfkfac.blocks import Conv2DBlock, Use
+from tfkfac.blocks import ConvBlock, Use
 from tfkfac.blocks.block import UseWeights
-from tfkfac.blocks.conv import Window
+from tfkfac.blocks.window import Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +79,14 @@ class Case:
     bias: bool = True
     weights: str = "none"
 
-    def block(self, method: str = "cholesky") -> Conv2DBlock:
+    def block(self, method: str = "cholesky") -> ConvBlock:
         g = self.geometry
         kernel = keras.Variable(
             np.zeros((*g.size, self.channels // g.groups, self.filters)), dtype="float64"
         )
         bias = keras.Variable(np.zeros(self.filters), dtype="float64") if self.bias else None
         window = Window(g.size, g.strides, g.dilation, g.padding, g.channels_first)
-        return Conv2DBlock(
+        return ConvBlock(
             keras.layers.Layer(), kernel, bias, window=window, groups=g.groups, method=method
         )
 
@@ -108,7 +108,7 @@ class Case:
         return images.transpose(0, 3, 1, 2) if self.geometry.channels_first else images
 
 
-def statistics(block: Conv2DBlock, images: tf.Tensor, omega: Any, places: Any) -> tf.Tensor:
+def statistics(block: ConvBlock, images: tf.Tensor, omega: Any, places: Any) -> tf.Tensor:
     """Ā of one use; `places` are the height and width of the output."""
     batch = tf.shape(images)[0]
     count = tf.cast(batch * places[0] * places[1], tf.float64)

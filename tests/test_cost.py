@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 from reference import add_variable
 
-from tfkfac.blocks import Conv2DBlock, DenseBlock, KroneckerBlock
+from tfkfac.blocks import ConvBlock, DenseBlock, KroneckerBlock
 from tfkfac.blocks.block import Use, UseWeights
-from tfkfac.blocks.conv import Window
+from tfkfac.blocks.window import Window
 from tfkfac.cost import StepCost, block_cost, total, uses_of_output
 from tfkfac.layer_collection import LayerCollection
 
@@ -29,11 +29,11 @@ def dense(inputs: int, outputs: int, *, bias: bool = False, method: str = "chole
     return DenseBlock(layer, layer.kernel, layer.bias, method=method)
 
 
-def conv(groups: int, channels: int = 6, method: str = "cholesky") -> Conv2DBlock:
+def conv(groups: int, channels: int = 6, method: str = "cholesky") -> ConvBlock:
     layer = keras.layers.Conv2D(4, 3, groups=groups, use_bias=False)
     layer.build((None, 7, 7, channels))
     window = Window(size=(3, 3))
-    return Conv2DBlock(layer, layer.kernel, None, window=window, groups=groups, method=method)
+    return ConvBlock(layer, layer.kernel, None, window=window, groups=groups, method=method)
 
 
 def products(function: Callable[[], Any]) -> int:

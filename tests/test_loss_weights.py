@@ -14,6 +14,7 @@ import tfkfac
 from tests import ggn
 from tfkfac.fisher import Exact
 from tfkfac.losses import LossCall, Observation, observe
+from tfkfac.noise import PhiloxNoise
 from tfkfac.predictive import Categorical
 
 ROWS = 4
@@ -133,7 +134,8 @@ def test_golden_squared_fisher() -> None:
     """maths.md §1: Keras' mean over D entries has the output Fisher (2/D)·I an example."""
     outputs = tf.zeros([1, 5], tf.float64)
     observation = observe(LossCall(squared(dtype="float64"), outputs, outputs))
-    fisher = Exact(8).sum([observation], None, lambda g: tf.matmul(g[0], g[0], transpose_a=True))
+    noise = PhiloxNoise(0, tf.constant(0))
+    fisher = Exact(8).sum([observation], noise, lambda g: tf.matmul(g[0], g[0], transpose_a=True))
     np.testing.assert_allclose(fisher, 2.0 / 5.0 * np.eye(5), atol=1e-12)
 
 

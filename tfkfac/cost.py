@@ -7,6 +7,7 @@ bound it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 from tfkfac import linalg
@@ -108,16 +109,12 @@ def block_costs(blocks: Sequence[Block], method: str, batch_size: int) -> dict[i
 def uses_of_output(block: KroneckerBlock) -> int | None:
     """|T| from the static shape of the layer's output, where Keras knows it."""
     try:
-        shape = list(block.layers[0].output.shape)[1:]
+        shape = list(block.layers[0].output.shape)
     except (AttributeError, ValueError):
         return None
-    shape.pop(block.channel_axis - 1 if block.channel_axis > 0 else -1)
-    product = 1
-    for size in shape:
-        if size is None:
-            return None
-        product *= size
-    return product
+    channels = {axis % len(shape) for axis in block.channel_axes}
+    sizes = [size for axis, size in enumerate(shape) if axis > 0 and axis not in channels]
+    return None if None in sizes else math.prod(sizes)
 
 
 def total(costs: Iterable[StepCost]) -> StepCost:

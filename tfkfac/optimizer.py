@@ -208,7 +208,7 @@ class KFAC(keras.optimizers.Optimizer):
                 new.assign(old)
 
     def _state_by_owner(self) -> dict[Any, Sequence[Any]]:
-        """What has state, the optimizer itself, its blocks and the trained variables → the state."""
+        """The optimizer itself (None), its blocks, the trained variables → the state of each."""
         averages = [self._model_variables_moving_average] if self.use_ema else []
         state: dict[Any, Sequence[Any]] = {
             None: [self._updates, self._skipped_steps, self._largest_batch]

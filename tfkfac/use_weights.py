@@ -22,10 +22,11 @@ def use_weights(use: Use, block: CurvatureBlock, observations: Sequence[Observat
         block: The block.
         observations: The losses of the step.
     """
-    shape = tf.shape(use.preactivations)
-    axis = block.channel_axis % use.preactivations.shape.rank
-    places_shape = tf.concat([shape[:axis], shape[axis + 1 :]], axis=0)
-    static = use.preactivations.shape[:axis].concatenate(use.preactivations.shape[axis + 1 :])
+    rank = use.preactivations.shape.rank
+    channels = {axis % rank for axis in block.channel_axes}
+    places_axes = [axis for axis in range(rank) if axis not in channels]
+    places_shape = tf.gather(tf.shape(use.preactivations), places_axes)
+    static = tf.TensorShape([use.preactivations.shape[axis] for axis in places_axes])
     mask = _mask_at_places(use.mask, static, block.dtype)
     omega = _omega_at_places(observations, static, places_shape, block.dtype)
     count = tf.cast(tf.reduce_prod(places_shape), block.dtype)

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from convolutions import Case, Convolution, input_error, statistics
 
-from tfkfac.blocks import conv
+from tfkfac.blocks import chunks as chunking
+from tfkfac.blocks.window import Window
 
 CHUNKED = [
     Case(Convolution((3, 2), padding="same"), batch=5, image=(6, 4)),
@@ -36,18 +37,19 @@ def row_bytes(case: Case) -> int:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of all patches that are made, in traced graphs too."""
     sizes: list[int] = []
-    extract = tf.image.extract_patches
+    cut = Window.patches
 
     def note(size: np.ndarray) -> np.ndarray:
         sizes.append(int(size))
         return size
 
-    def extract_and_note(*args: Any, **kwargs: Any) -> tf.Tensor:
-        patches = extract(*args, **kwargs)
-        tf.numpy_function(note, [tf.size(patches) * patches.dtype.size], tf.int32)
+    def cut_and_note(*args: Any, **kwargs: Any) -> list[tf.Tensor]:
+        patches = cut(*args, **kwargs)
+        size = tf.add_n([tf.size(patch) for patch in patches]) * patches[0].dtype.size
+        tf.numpy_function(note, [size], tf.int32)
         return patches
 
-    monkeypatch.setattr(tf.image, "extract_patches", extract_and_note)
+    monkeypatch.setattr(Window, "patches", cut_and_note)
     return sizes
 
 
@@ -58,7 +60,7 @@ def test_chunks_sum_to_the_whole_within_the_budget(
 ) -> None:
     """From single output rows over images to the whole batch at once, in as few pieces as fit."""
     budget = rows * row_bytes(case)
-    monkeypatch.setattr(conv, "PATCH_BYTES", budget)
+    monkeypatch.setattr(chunking, "PATCH_BYTES", budget)
     rng = np.random.default_rng(rows)
     images, omega = case.images(rng), case.omega(rng)
     weights = None if omega is None else tf.constant(omega)
@@ -107,7 +109,7 @@ def test_chunks_in_a_traced_graph(
     case: Case, known: str, rows: int, jit: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of any size share one trace."""
-    monkeypatch.setattr(conv, "PATCH_BYTES", rows * row_bytes(case))
+    monkeypatch.setattr(chunking, "PATCH_BYTES", rows * row_bytes(case))
     rng = np.random.default_rng(0)
     images, omega = case.images(rng), case.omega(rng)
     traced = traced_statistics(case, known, jit=jit)
@@ -124,7 +126,7 @@ def test_unknown_sizes_stay_within_the_budget(
     case: Case, known: str, made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = 2 * row_bytes(case)
-    monkeypatch.setattr(conv, "PATCH_BYTES", budget)
+    monkeypatch.setattr(chunking, "PATCH_BYTES", budget)
     rng = np.random.default_rng(0)
     images, omega = case.images(rng), case.omega(rng)
     weights = np.ones((case.batch, 1, 1)) if omega is None else omega
@@ -135,4 +137,4 @@ def test_unknown_sizes_stay_within_the_budget(
 
 def test_the_default_budget_is_half_of_64_megabytes() -> None:
     """Patches and their weighted copy are alive together (issue 1)."""
-    assert 2 * conv.PATCH_BYTES <= 64 * 2**20
+    assert 2 * chunking.PATCH_BYTES <= 64 * 2**20

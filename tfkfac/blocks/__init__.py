@@ -5,9 +5,10 @@ gradient into a preconditioned one. It knows no Keras layer and no communication
 """
 
 from tfkfac.blocks.block import Block, CurvatureBlock, Use
-from tfkfac.blocks.conv import Conv2DBlock
+from tfkfac.blocks.conv import ConvBlock
 from tfkfac.blocks.dense import DenseBlock
 from tfkfac.blocks.diagonal import DiagonalBlock
+from tfkfac.blocks.einsum import EinsumDenseBlock
 from tfkfac.blocks.embedding import EmbeddingBlock
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.plain import PlainGradient
@@ -15,10 +16,11 @@ from tfkfac.blocks.scale_shift import ScaleShiftBlock
 
 __all__ = [
     "Block",
-    "Conv2DBlock",
+    "ConvBlock",
     "CurvatureBlock",
     "DenseBlock",
     "DiagonalBlock",
+    "EinsumDenseBlock",
     "EmbeddingBlock",
     "KroneckerBlock",
     "PlainGradient",

@@ -161,6 +161,11 @@ class CurvatureBlock(Block):
         self._averages = DecayedAverages(self.state_name, statistics, self.dtype)
         self._damping: Callable[[], tf.Tensor] | None = None
 
+    @property
+    def channel_axes(self) -> tuple[int, ...]:
+        """All axes of the pre-activations that are no places."""
+        return (self.channel_axis,)
+
     # --- statistics ------------------------------------------------------------------------
 
     def sources(self, uses: Sequence[Use]) -> list[Any]:

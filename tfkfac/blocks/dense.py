@@ -29,17 +29,10 @@ class DenseBlock(KroneckerBlock):
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
         """Inputs ``[..., in]``, flattened to rows."""
         rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        if weights.omega is not None:
-            omega = tf.broadcast_to(weights.omega, tf.shape(inputs)[:-1])
-            rows *= tf.sqrt(tf.reshape(omega, [-1, 1]))
-        moment = self.input_form.second_moment(rows)
-        if not self.has_bias:
-            return moment
         if weights.omega is None:
-            column_sums = tf.reduce_sum(rows, axis=0)
-        else:
-            column_sums = tf.linalg.matvec(rows, tf.sqrt(tf.reshape(omega, [-1])), transpose_a=True)
-        return self.input_form.border(moment, column_sums, weights.total)
+            return self.moment_of_rows(rows, None, weights.total)
+        omega = tf.broadcast_to(weights.omega, tf.shape(inputs)[:-1])
+        return self.moment_of_rows(rows, tf.reshape(omega, [-1]), weights.total)
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Gradients ``[..., out]``, flattened to rows."""

@@ -96,6 +96,36 @@ class KroneckerBlock(CurvatureBlock):
     def matrix_to_kernel(self, matrix: tf.Tensor) -> tf.Tensor:
         """The reverse of `kernel_to_matrix`."""
 
+    def bias_to_row(self, bias: tf.Tensor) -> tf.Tensor:
+        """A tensor of the bias' shape as ``[..., 1, out]``."""
+        stack = [] if self.groups == 1 else [self.groups]
+        return tf.reshape(bias, [*stack, 1, self.output_dim])
+
+    def row_to_bias(self, row: tf.Tensor) -> tf.Tensor:
+        """The reverse of `bias_to_row`."""
+        return tf.reshape(row, [-1])
+
+    def moment_of_rows(
+        self, rows: tf.Tensor, omega: tf.Tensor | None, total: tf.Tensor
+    ) -> tf.Tensor:
+        """Σ ω a aᵀ of inputs that are rows already; for `input_moment`.
+
+        Args:
+            rows: ``[..., places, in]``.
+            omega: ``[places]``, or None where every place counts 1.
+            total: Σω.
+        """
+        if omega is not None:
+            rows *= tf.sqrt(omega)[:, None]
+        moment = self.input_form.second_moment(rows)
+        if not self.has_bias:
+            return moment
+        if omega is None:
+            sums = tf.reduce_sum(rows, axis=-2)
+        else:
+            sums = tf.linalg.matvec(rows, tf.sqrt(omega), transpose_a=True)
+        return self.input_form.border(moment, sums, tf.broadcast_to(total, sums.shape[:-1]))
+
     def cast_inputs(self, inputs: Any) -> tf.Tensor:
         """Recorded inputs as a tensor in the factors' dtype."""
         if isinstance(inputs, tf.SparseTensor):
@@ -235,12 +265,11 @@ class KroneckerBlock(CurvatureBlock):
         matrix = self.kernel_to_matrix(tf.convert_to_tensor(gradients[0]))
         if not self.has_bias:
             return matrix
-        shape = [1, self.output_dim] if self.groups == 1 else [self.groups, 1, self.output_dim]
-        return tf.concat([matrix, tf.reshape(gradients[1], shape)], axis=-2)
+        return tf.concat([matrix, self.bias_to_row(tf.convert_to_tensor(gradients[1]))], axis=-2)
 
     def from_matrix(self, matrix: tf.Tensor) -> list[tf.Tensor]:
         """The reverse of `to_matrix`."""
         if not self.has_bias:
             return [self.matrix_to_kernel(matrix)]
         kernel = self.matrix_to_kernel(matrix[..., :-1, :])
-        return [kernel, tf.reshape(matrix[..., -1, :], [-1])]
+        return [kernel, self.row_to_bias(matrix[..., -1:, :])]

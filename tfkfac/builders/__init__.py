@@ -3,6 +3,6 @@
 Importing this package registers them all.
 """
 
-from tfkfac.builders import convolutions, dense, embedding, normalization
+from tfkfac.builders import convolutions, dense, einsum, embedding, normalization
 
-__all__ = ["convolutions", "dense", "embedding", "normalization"]
+__all__ = ["convolutions", "dense", "einsum", "embedding", "normalization"]

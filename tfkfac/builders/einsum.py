@@ -1,0 +1,34 @@
+"""EinsumDense, of which Keras' attention layers are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfkfac.blocks import Block, EinsumDenseBlock
+from tfkfac.blocks.einsum import Equation
+from tfkfac.registry import (
+    NotCoveredError,
+    if_trained,
+    register,
+    require_plain_variables,
+    require_trained,
+)
+
+
+@register(keras.layers.EinsumDense)
+def einsum_dense(layer: Any, **options: Any) -> Block:
+    """Every equation that is the same matrix product at every place.
+
+    A bias that does not have just the kernel's own output axes is left to the fallback.
+    """
+    require_plain_variables(layer)
+    require_trained(layer, layer.kernel)
+    equation = Equation.parse(layer.equation, layer.input_spec.ndim)
+    if not equation.has_structure:
+        raise NotCoveredError(f"its equation {layer.equation} is no matrix product")
+    bias = if_trained(layer, layer.bias)
+    if bias is not None and set(layer.bias_axes) != set(equation.groups + equation.made):
+        bias = None
+    return EinsumDenseBlock(layer, layer.kernel, bias, equation=equation, **options)
