@@ -172,7 +172,7 @@ def test_normalized_inputs_are_those_of_the_layer(kind: str) -> None:
         variable.assign(rng.uniform(1, 2, size=variable.shape))
     block = tfkfac.registry.build_blocks(layer, [layer])[0]
     outputs = layer(x, training=training, mask=mask)
-    use = tfkfac.blocks.Use(x, outputs, mask, training)
+    use = tfkfac.blocks.Use(x, outputs, mask, {"training": training})
     if training:
         for variable in layer.non_trainable_weights:
             variable.assign(rng.uniform(1, 2, size=variable.shape))  # are not looked at

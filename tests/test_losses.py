@@ -14,6 +14,7 @@ import tfkfac
 from tfkfac import losses
 from tfkfac.fisher import Exact
 from tfkfac.losses import LossCall, observe, predictive_of
+from tfkfac.noise import PhiloxNoise
 from tfkfac.predictive import Bernoulli, Categorical, Normal, Registered, Unknown
 
 ROWS = 8
@@ -255,7 +256,7 @@ def test_a_registered_distribution_has_no_exact_fisher() -> None:
     losses.register(Cubic, tfp.distributions.Poisson)
     observation = observe(LossCall(Cubic(), tf.ones([2, 2]), tf.ones([2, 2])))
     with pytest.raises(ValueError, match="fisher='mc'"):
-        Exact(8).sum([observation], None, lambda gradients: gradients)
+        Exact(8).sum([observation], PhiloxNoise(0, tf.constant(0)), lambda gradients: gradients)
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,9 @@ class Record:
         return self.tape.gradient(targets, sources, output_gradients=gradients)
 
     def uses_of(self, block: Block) -> list[Use]:
-        """Every use of the block's layers."""
-        return [use for layer in block.layers for use in self.uses.get(id(layer), [])]
+        """Every use of the block's layers that is one of its variables."""
+        uses = (use for layer in block.layers for use in self.uses.get(id(layer), []))
+        return [use for use in uses if not isinstance(block, CurvatureBlock) or block.accepts(use)]
 
 
 class Recorder:
@@ -265,9 +266,9 @@ class Recorder:
             record.tape.watch(outputs)
             preactivations = [outputs]
         mask = keras_internals.mask_at_places(layer, inputs)
-        training = kwargs.get("training")
+        arguments = keras_internals.arguments_of(layer, args, kwargs)
         record.uses.setdefault(id(layer), []).extend(
-            Use(inputs, seen, mask, training) for seen in preactivations
+            Use(inputs, seen, mask, arguments) for seen in preactivations
         )
         return outputs
 

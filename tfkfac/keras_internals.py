@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,8 +31,8 @@ def mask_of(tensor: Any) -> tf.Tensor | None:
 
 def mask_at_places(layer: Any, inputs: Any) -> tf.Tensor | None:
     """Which places of a layer's input count: the mask it came with, or the one the layer makes."""
-    if getattr(layer, "mask_zero", False):
-        return layer.compute_mask(inputs)
+    if getattr(layer, "mask_zero", False) and inputs.dtype.is_integer:
+        return keras.layers.Embedding.compute_mask(layer, inputs)
     return mask_of(inputs)
 
 
@@ -46,6 +47,11 @@ def is_rematerialised(layer: Any) -> bool:
 def batch_moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
     """Mean and variance that a BatchNormalization layer takes of a batch."""
     return layer._moments(inputs, mask)
+
+
+def arguments_of(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Name → value of the arguments of a layer's `call`."""
+    return dict(inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments)
 
 
 def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:

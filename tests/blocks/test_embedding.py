@@ -141,3 +141,97 @@ def test_padding_is_no_token() -> None:
     frequencies[[3, 1]] = [2 / 3, 1 / 3]
     np.testing.assert_allclose(block.factors["A"], frequencies, rtol=1e-6)
     assert block.uses == 3 / 2
+
+
+# --- embeddings that make logits too -----------------------------------------------------------
+
+
+def _tied(kind: str, **arguments: Any) -> keras.Model:
+    """Look-ups, logits, or both of one layer; the weights are the same in every kind."""
+    keras.utils.set_random_seed(0)
+    reversible = layers.ReversibleEmbedding(6, 4, name="tokens", **arguments)
+    if kind == "logits":
+        inputs = keras.Input((5, 4))
+        hidden = inputs
+        reversible.build()
+    else:
+        inputs = keras.Input((5,), dtype="int32")
+        hidden = reversible(inputs)
+    hidden = layers.Dense(4, activation="tanh", name="body")(hidden)
+    if kind == "look-ups":
+        model = keras.Model(inputs, layers.Dense(6, name="head")(hidden))
+    else:
+        model = keras.Model(inputs, reversible(hidden, reverse=True))
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(6, 4))
+    reversible.embeddings.assign(matrix)
+    if not reversible.tie_weights:
+        reversible.reverse_embeddings.assign(matrix.T)
+    body = model.get_layer("body")
+    body.kernel.assign(rng.normal(size=body.kernel.shape))
+    return model
+
+
+def _fisher(model: keras.Model, x: np.ndarray) -> dict[str, np.ndarray]:
+    """The label of a block → its dense Fisher, after one step that changes nothing."""
+    kfac = tfkfac.KFAC(0.0, seed=0, factor_decay=0.0, fisher="exact")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(kfac, loss, run_eagerly=True)
+    y = np.random.default_rng(2).integers(0, 6, size=(3, 5))
+    model.train_on_batch(x, y, sample_weight=np.array([[1.0], [0.5], [2.0]]))
+    layer = model.get_layer("tokens")
+    return {b.label: b.to_dense().numpy() for b in kfac.layer_collection if b.layers == [layer]}
+
+
+needs_reversible = pytest.mark.skipif(
+    not hasattr(layers, "ReversibleEmbedding"), reason="this Keras has no ReversibleEmbedding"
+)
+TOKENS = np.random.default_rng(1).integers(0, 6, size=(3, 5))
+HIDDEN = np.random.default_rng(1).normal(size=(3, 5, 4))
+
+
+@needs_reversible
+@pytest.mark.parametrize("kind", ["look-ups", "logits"])
+def test_tied_embedding_of_one_kind_of_use_is_that_kind(kind: str) -> None:
+    """One product is no approximation then: the same as the block of untied embeddings."""
+    x = TOKENS if kind == "look-ups" else HIDDEN
+    tied = _fisher(_tied(kind), x)["TiedEmbedding"]
+    untied = _fisher(_tied(kind, tie_weights=False), x)
+    if kind == "look-ups":
+        assert relative_error(tied, untied["Embedding"]) < 1e-4
+        return
+    # The kernel of the logits is the transpose, and keeps more of their factor than its diagonal.
+    whole = untied["Dense"].reshape(4, 6, 4, 6)
+    diagonal = np.einsum("ivjv->vij", whole)
+    found = np.einsum("vivj->vij", tied.reshape(6, 4, 6, 4))
+    assert relative_error(found, diagonal) < 1e-4
+    assert np.count_nonzero(tied) <= 6 * 4 * 4
+
+
+@needs_reversible
+def test_tied_embedding_keeps_the_trace_of_both_kinds() -> None:
+    tied = _fisher(_tied("both"), TOKENS)["TiedEmbedding"]
+    untied = _fisher(_tied("both", tie_weights=False), TOKENS)
+    assert set(untied) == {"Embedding", "Dense"}
+    expected = sum(np.trace(matrix) for matrix in untied.values())
+    assert np.trace(tied) == pytest.approx(expected, rel=1e-4)
+
+
+@needs_reversible
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_reversible_embedding_trains(tie_weights: bool, options: dict[str, Any]) -> None:
+    model = _tied("both", tie_weights=tie_weights)
+    kfac = tfkfac.KFAC(0.1, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(kfac, loss, **options)
+    history = model.fit(TOKENS, TOKENS, batch_size=3, epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    assert kfac.layer_collection.coverage() == 1.0
+
+
+@needs_reversible
+def test_capped_logits_fall_back() -> None:
+    model = _tied("both", logit_soft_cap=3.0)
+    (block,) = tfkfac.LayerCollection.scan(model).fallbacks
+    assert block.reason == "logit_soft_cap"

@@ -23,13 +23,13 @@ class Use:
         preactivations: s, the layer's output before its activation.
         mask: Keras mask of the inputs (True = counts), of the shape of the leading axes of
             `inputs`, or None.
-        training: The argument of that name with which the layer was called.
+        arguments: Name → value of the other arguments with which the layer was called.
     """
 
     inputs: tf.Tensor
     preactivations: tf.Tensor
     mask: tf.Tensor | None = None
-    training: Any = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,6 +168,11 @@ class CurvatureBlock(Block):
 
     # --- statistics ------------------------------------------------------------------------
 
+    def accepts(self, use: Use) -> bool:
+        """Whether a use of its layers is one of the variables that the block covers."""
+        del use
+        return True
+
     def sources(self, uses: Sequence[Use]) -> list[Any]:
         """What the backward pass of the curvature has to reach."""
         return [use.preactivations for use in uses]
@@ -256,7 +261,7 @@ class CurvatureBlock(Block):
         return self._averages.variables
 
     def averages(self) -> dict[str, tf.Tensor]:
-        """The decayed averages of all statistics.
+        """The decayed averages of all statistics, or what is made of them.
 
         Raises:
             ValueError: The block was never built.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.factor_forms import DIAGONAL
 
@@ -72,3 +72,110 @@ class EmbeddingBlock(KroneckerBlock):
         rows_of_kept = [tf.gather(kept[0], gradient.indices), *kept[1:]]
         values = self._inverse.apply(rows_of_kept, tf.cast(gradient.values, self.dtype), damping)
         return [tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)]
+
+
+class TiedEmbeddingBlock(EmbeddingBlock):
+    """Embeddings that are looked up and, transposed, make logits: ``s = E[token]``, ``z = h·Eᵀ``.
+
+    Each kind of use has a Fisher of its own, F₁ = |T₁|·diag(frequencies) ⊗ E[g gᵀ] and
+    F₂ = |T₂|·diag E[g_z∘g_z] ⊗ E[h hᵀ]. Their sum is taken as one product that keeps its trace and
+    mixes the factors of both by the shares of the traces: with t = tr F,
+    ``A = Σ_i (t_i/Σt)·A_i/tr A_i`` and ``G = Σ_i t_i·G_i/tr G_i``. It is exact for one kind of use.
+
+    Args:
+        layer: The Keras layer.
+        embeddings: ``[vocabulary, out]``.
+        is_reverse: Whether a use makes logits.
+        **options: As for `KroneckerBlock`: `method`, `max_factor_size`.
+    """
+
+    label = "TiedEmbedding"
+
+    def __init__(
+        self, layer: Any, embeddings: Any, *, is_reverse: Callable[[Use], bool], **options: Any
+    ) -> None:
+        super().__init__(layer, embeddings, **options)
+        self._is_reverse = is_reverse
+        kept = self._averages.shapes
+        shapes = {key: kept[key] for key in ("A", "G", "uses")}
+        self._averages.shapes.update({f"reverse_{key}": shape for key, shape in shapes.items()})
+
+    @property
+    def factor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the product that stands for both kinds of use."""
+        return {key: self._averages.shapes[key] for key in ("A", "G")}
+
+    def input_statistics(
+        self, uses: Sequence[Use], weights: Sequence[UseWeights], batch: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Frequencies of tokens, and the second moment of what becomes logits."""
+        (looked_up, their_weights), (reversed_, other_weights) = self._by_kind(uses, weights)
+        statistics = {"A": tf.zeros([self.input_dim], self.dtype), "uses": tf.zeros([], self.dtype)}
+        if looked_up:
+            statistics = super().input_statistics(looked_up, their_weights, batch)
+        moment = tf.zeros(self._averages.shapes["G"], self.dtype)
+        total = places = tf.zeros([], self.dtype)
+        for use, weight in zip(reversed_, other_weights, strict=True):
+            rows = tf.reshape(tf.cast(use.inputs, self.dtype), [-1, self.output_dim])
+            if weight.omega is not None:
+                omega = tf.broadcast_to(weight.omega, tf.shape(use.inputs)[:-1])
+                rows *= tf.sqrt(tf.reshape(omega, [-1, 1]))
+            moment += self.output_form.second_moment(rows)
+            total, places = total + weight.total, places + weight.places
+        return statistics | {
+            "reverse_G": tf.math.divide_no_nan(moment, total),
+            "reverse_uses": places / tf.cast(batch, self.dtype),
+        }
+
+    def pass_statistics(
+        self,
+        uses: Sequence[Use],
+        gradients: Sequence[Any],
+        weights: Sequence[UseWeights],
+        batch: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """E[g gᵀ] at what was looked up, E[g∘g] at the logits."""
+        triples = list(zip(uses, gradients, weights, strict=True))
+        looked_up = [each[1:] for each in triples if not self._is_reverse(each[0])]
+        statistics = {"G": tf.zeros(self._averages.shapes["G"], self.dtype)}
+        if looked_up:
+            statistics = self.output_statistics(*map(list, zip(*looked_up, strict=True)))
+        squares, places = tf.zeros([self.input_dim], self.dtype), tf.zeros([], self.dtype)
+        for use, gradient, weight in triples:
+            if self._is_reverse(use):
+                rows = tf.reshape(tf.cast(gradient, self.dtype), [-1, self.input_dim])
+                squares += tf.reduce_sum(tf.square(rows), axis=0)
+                places += weight.places
+        return statistics | {"reverse_A": tf.math.divide_no_nan(squares, places)}
+
+    def averages(self) -> dict[str, tf.Tensor]:
+        """A and G of the one product, used once."""
+        kept = super().averages()
+        parts = []
+        for prefix in ("", "reverse_"):
+            A, G, uses = (kept[prefix + key] for key in ("A", "G", "uses"))
+            traces = tf.reduce_sum(A), tf.reduce_sum(self.output_form.diagonal(G))
+            parts.append((A, G, traces, uses * traces[0] * traces[1]))
+        whole = tf.add_n([trace for *_, trace in parts])
+        share = [tf.math.divide_no_nan(trace, whole) for *_, trace in parts]
+        return {
+            "A": tf.add_n(
+                [
+                    s * tf.math.divide_no_nan(A, t[0])
+                    for s, (A, _, t, _) in zip(share, parts, strict=True)
+                ]
+            ),
+            "G": tf.add_n([trace * tf.math.divide_no_nan(G, t[1]) for _, G, t, trace in parts]),
+            "uses": tf.ones([], self.dtype),
+        }
+
+    def _by_kind(
+        self, uses: Sequence[Use], weights: Sequence[UseWeights]
+    ) -> list[tuple[list[Use], list[UseWeights]]]:
+        """Uses that are looked up, and uses that make logits, with their weights."""
+        pairs = list(zip(uses, weights, strict=True))
+        kinds = []
+        for reverse in (False, True):
+            chosen = [pair for pair in pairs if self._is_reverse(pair[0]) == reverse]
+            kinds.append(([use for use, _ in chosen], [weight for _, weight in chosen]))
+        return kinds

@@ -70,7 +70,7 @@ def _scale_shift(layer: Any, scale: Any, shift: Any, normalized: Any, axes: list
 def _batch_normalized(layer: Any, use: Use) -> tf.Tensor:
     """x̂ with the statistics that the layer used."""
     inputs = _full_precision(use.inputs)
-    if use.training and layer.trainable:
+    if use.arguments.get("training") and layer.trainable:
         mean, variance = keras_internals.batch_moments(layer, inputs, use.mask)
     else:
         mean, variance = (
