@@ -110,13 +110,18 @@ class Recorder:
     Args:
         relevant: Whether a layer is to be observed.
         watched: Returns the variables that the backward pass of the curvature has to reach.
+        prepare: Called before Keras makes a function of the training step.
     """
 
     def __init__(
-        self, relevant: Callable[[Any], bool], watched: Callable[[], Iterable[Any]] = tuple
+        self,
+        relevant: Callable[[Any], bool],
+        watched: Callable[[], Iterable[Any]] = tuple,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._relevant = relevant
         self._watched = watched
+        self._prepare = prepare
         self._eager: dict[tuple[int, Any], Record] = {}
         self._model: Any = None
         self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
@@ -128,6 +133,7 @@ class Recorder:
         self._observe(model, "call", self._on_model_call)
         self._observe(model, "compute_loss", self._on_compute_loss)
         self._observe(model, "train_step", self._on_train_step)
+        self._observe(model, "make_train_function", self._on_make_train_function)
 
     def detach(self) -> None:
         """Takes every stand-in off again."""
@@ -227,6 +233,10 @@ class Recorder:
             return call(*args, **kwargs)
         with self.recording(explicit=False):
             return call(*args, **kwargs)
+
+    def _on_make_train_function(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._prepare()
+        return make(*args, **kwargs)
 
     def _on_train_step(self, train_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._eager.pop(self._key(), None)  # of an eager step that was interrupted

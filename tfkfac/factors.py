@@ -70,15 +70,14 @@ class DecayedAverages:
             Whether the batch was entered, a boolean scalar.
         """
         finite = linalg.finite_diagonals(*contributions.values())
-        decay, weight = tf.cast(decay, self.dtype), tf.cast(weight, self.dtype)
-
-        def enter() -> tf.Tensor:
-            for key, total in self._sums.items():
-                total.assign(decay * total + weight * tf.cast(contributions[key], self.dtype))
-            self._weight.assign(decay * self._weight + weight)
-            return tf.constant(True)
-
-        return tf.cond(finite, enter, lambda: tf.constant(False))
+        one, zero = tf.ones([], self.dtype), tf.zeros([], self.dtype)
+        kept = tf.where(finite, tf.cast(decay, self.dtype), one)
+        share = tf.where(finite, tf.cast(weight, self.dtype), zero)
+        for key, total in self._sums.items():
+            contribution = tf.cast(contributions[key], self.dtype)
+            total.assign(kept * total + tf.math.multiply_no_nan(contribution, share))
+        self._weight.assign(kept * self._weight + share)
+        return finite
 
     def read(self) -> dict[str, tf.Tensor]:
         """The averages; zeros before the first update."""

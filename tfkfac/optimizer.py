@@ -13,7 +13,6 @@ import keras
 import tensorflow as tf
 
 from tfkfac import indexed_slices, linalg, losses
-from tfkfac.blocks import CurvatureBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS
@@ -23,7 +22,7 @@ from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
 from tfkfac.registry import supported
-from tfkfac.schedule import is_due, stagger
+from tfkfac.schedule import is_due, take_turns
 from tfkfac.step_size import kl_clip_scale
 
 
@@ -136,7 +135,9 @@ class KFAC(keras.optimizers.Optimizer):
         self.max_factor_size = max_factor_size
         self.max_exact_outputs = max_exact_outputs
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self._recorder = Recorder(relevant=supported, watched=self._watched_variables)
+        self._recorder = Recorder(
+            relevant=supported, watched=self._watched_variables, prepare=self._build_early
+        )
         self._model_reference: Any = lambda: None
         self._collection: LayerCollection | None = None
         self._velocities: list[Any] = []
@@ -172,6 +173,16 @@ class KFAC(keras.optimizers.Optimizer):
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
+
+    def _build_early(self) -> None:
+        """Makes the state before Keras traces the training step, which is then traced once.
+
+        A function that makes variables is traced twice.
+        """
+        model = self._require_model()
+        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        if alone and model.built and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
 
     def _watched_variables(self) -> list[Any]:
         """The variables that the backward pass of the curvature has to reach."""
@@ -392,14 +403,17 @@ class KFAC(keras.optimizers.Optimizer):
     def _refresh_inverses(self) -> None:
         """Recomputes the inverses of the blocks whose turn it is."""
         blocks = [b for b in self.layer_collection.curvature_blocks if b.refresh_cost]
-        phases = stagger([block.refresh_cost for block in blocks])
-        for block, phase in zip(blocks, phases, strict=True):
-            due = is_due(self._updates, self.inverse_update_every, phase)
+        turns = take_turns([block.refresh_cost for block in blocks])
+        phases = tf.constant([phase for phase, _ in turns], tf.float64)
+        due = tf.unstack(is_due(self._updates, self.inverse_update_every, phases), len(turns))
+        damping = tf.convert_to_tensor(self.damping)
+        for is_now, (_, positions) in zip(due, turns, strict=True):
 
-            def refresh(block: CurvatureBlock = block) -> None:
-                block.refresh(tf.convert_to_tensor(self.damping))
+            def refresh(positions: list[int] = positions) -> None:
+                for position in positions:
+                    blocks[position].refresh(damping)
 
-            tf.cond(due, refresh, lambda: None)
+            tf.cond(is_now, refresh, lambda: None)
 
     def _step_scale(
         self, gradients: Sequence[tf.Tensor], directions: Sequence[tf.Tensor]

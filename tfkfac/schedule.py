@@ -16,17 +16,18 @@ WARM_UP = 5.0
 """Updates after which a round has grown by one update (measured, see docs/step-cost.md)."""
 
 
-def is_due(updates: tf.Tensor, every: tf.Tensor, phase: float = 0.0) -> tf.Tensor:
+def is_due(updates: tf.Tensor, every: tf.Tensor, phase: float | tf.Tensor = 0.0) -> tf.Tensor:
     """Whether it is the turn of `phase` at this update.
 
     Args:
         updates: Integer scalar, the number of updates made so far. At 0 every phase is due.
         every: Integer scalar, the length of a round once it has grown.
-        phase: In [0, 1), where in the round.
+        phase: In [0, 1), where in the round; or a vector of phases.
 
     Returns:
-        A boolean scalar.
+        A boolean for each phase.
     """
+    phase = tf.cast(phase, tf.float64)
     turns_now = tf.floor(rounds(updates, every) - phase + _ROUNDING)
     turns_before = tf.floor(rounds(updates - 1, every) - phase + _ROUNDING)
     return (tf.cast(updates, tf.int64) == 0) | (turns_now > turns_before)
@@ -53,6 +54,25 @@ def stagger(costs: Sequence[float]) -> list[float]:
         spent += cost
     return phases
 
+
+def take_turns(costs: Sequence[float]) -> list[tuple[float, list[int]]]:
+    """Puts blocks whose turns are close together into one group.
+
+    Args:
+        costs: The refresh cost of each block.
+
+    Returns:
+        At most `GROUPS` pairs of a phase and the positions of the blocks that have their turn then:
+        a graph has a branch for each group, and branches are slow to build.
+    """
+    groups: dict[int, tuple[float, list[int]]] = {}
+    for position, phase in enumerate(stagger(costs)):
+        groups.setdefault(int(phase * GROUPS), (phase, []))[1].append(position)
+    return list(groups.values())
+
+
+GROUPS = 20
+"""Turns in a round, at most."""
 
 _ROUNDING = 1e-9
 """Keeps whole rounds whole."""
