@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfkfac import keras_internals
 from tfkfac.fisher import Estimator
 from tfkfac.losses import LossCall, observe
+from tfkfac.noise import PhiloxNoise
 
 Link = Callable[[tf.Tensor], tf.Tensor]
 
@@ -168,7 +169,7 @@ def fisher(
         model: With its J.
         calls: From the logits to what tfkfac notes of the losses.
         estimator: Of tfkfac.
-        noise: For estimators that sample.
+        noise: For what is drawn; some by default.
     """
     points = model.points()
     with tf.GradientTape(persistent=True) as tape:
@@ -187,10 +188,15 @@ def fisher(
         )
         return tf.matmul(gradients, gradients, transpose_a=True) / len(gradients)
 
-    return estimator.sum(observations, noise, backward).numpy()
+    return estimator.sum(observations, noise or some_noise(), backward).numpy()
 
 
 @functools.cache
+def some_noise() -> PhiloxNoise:
+    """For estimators whose result does not depend on it."""
+    return PhiloxNoise(0, tf.constant(0))
+
+
 def network(shape: tuple[int, ...]) -> Linearised:
     """A nonlinear network from two features to logits of the given shape, at `inputs()`."""
     scalars = int(np.prod(shape, dtype=int))

@@ -197,7 +197,9 @@ def test_logits_are_found_in_a_graph(make: Any, activation: Any) -> None:
         labels = INTEGERS if make is sparse else ONE_HOT
         observation = observe(LossCall(make(), labels, activation(logits)))
         assert observation.predictive.target is logits
-        return Exact(8).sum([observation], None, lambda g: tf.einsum("nk,nl->nkl", g[0], g[0]))
+        return Exact(8).sum(
+            [observation], ggn.some_noise(), lambda g: tf.einsum("nk,nl->nkl", g[0], g[0])
+        )
 
     logits = tf.constant(REALS)
     p = activation(logits).numpy()
@@ -214,6 +216,6 @@ def test_saturated_outputs_keep_their_curvature(make: Any, link: ggn.Link) -> No
     logits = tf.constant([[-20.0, 0.0, 0.0]], tf.float64)
     observation = observe(LossCall(make(), [0] if make is sparse else [[0.0] * 3], link(logits)))
     assert observation.predictive.target is logits
-    fisher = Exact(8).sum([observation], None, lambda g: tf.square(g[0][0, 0])).numpy()
+    fisher = Exact(8).sum([observation], ggn.some_noise(), lambda g: tf.square(g[0][0, 0])).numpy()
     p = link(logits)[0, 0].numpy()
     np.testing.assert_allclose(fisher, p * (1 - p) / (3 if make is binary else 1), rtol=1e-9)

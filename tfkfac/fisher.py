@@ -39,11 +39,12 @@ class Empirical(Estimator):
     """One backward pass from the labels of the data: the "empirical Fisher", not the GGN."""
 
     def sum(self, observations: Sequence[Observation], noise: Noise, backward: Backward) -> Any:
-        """One pass."""
+        """One pass. The outputs of an example share its sign: their gradients are added."""
+        signs = _signs(observations[0].predictive.target, noise)
         return backward(
             [
                 _with_signs(
-                    o.inject(o.predictive.label_gradient(tf.convert_to_tensor(o.labels))), noise
+                    o.inject(o.predictive.label_gradient(tf.convert_to_tensor(o.labels))), signs
                 )
                 for o in observations
             ]
@@ -73,7 +74,7 @@ class Exact(Estimator):
                 "fisher='mc', or raise max_exact_outputs."
             )
         silent = [tf.zeros_like(o.predictive.target) for o in observations]
-        signs = [_signs(o.predictive.target, noise) for o in observations]
+        signs = _signs(silent[0], noise)
         totals = None
         for position, (observation, count) in enumerate(zip(observations, counts, strict=True)):
 
@@ -81,7 +82,7 @@ class Exact(Estimator):
                 index: tf.Tensor, position: int = position, observation: Any = observation
             ) -> Any:
                 gradients = list(silent)
-                gradients[position] = _root_column(observation, index) * signs[position]
+                gradients[position] = _with_signs(_root_column(observation, index), signs)
                 return backward(gradients)
 
             total = _sum_over(one, count)
@@ -97,20 +98,21 @@ ESTIMATORS: dict[str, Callable[[int], Estimator]] = {
 """The values of ``KFAC(fisher=...)``."""
 
 
-def _with_signs(gradient: tf.Tensor, noise: Noise) -> tf.Tensor:
-    """A random sign for each example, where the gradients of examples are not drawn anyway.
-
-    Nothing that is squared within an example changes, and sums over examples can be squared as
-    if the examples were independent (`tfkfac.blocks.diagonal`).
-    """
-    return gradient * _signs(gradient, noise)
-
-
 def _signs(target: tf.Tensor, noise: Noise) -> tf.Tensor:
-    """±1 for each example, broadcastable to `target`."""
-    shape = [tf.shape(target)[0]] + [1] * (target.shape.rank - 1)
-    half = noise.uniform(shape, tf.float32) < 0.5
-    return tf.where(half, tf.constant(1, target.dtype), tf.constant(-1, target.dtype))
+    """±1 for each example, ``[N]``.
+
+    A random sign where the gradients of examples are not drawn anyway: nothing that is squared
+    within an example changes, and sums over examples can be squared as if the examples were
+    independent (`tfkfac.blocks.diagonal`).
+    """
+    half = noise.uniform([tf.shape(target)[0]], tf.float32) < 0.5
+    return tf.where(half, 1.0, -1.0)
+
+
+def _with_signs(gradient: tf.Tensor, signs: tf.Tensor) -> tf.Tensor:
+    """The gradients of examples, some of them turned round."""
+    shape = [-1] + [1] * (gradient.shape.rank - 1)
+    return gradient * tf.reshape(tf.cast(signs, gradient.dtype), shape)
 
 
 def _scalars_of_an_example(target: tf.Tensor) -> int:

@@ -39,7 +39,7 @@ def mask_at_places(layer: Any, inputs: Any) -> tf.Tensor | None:
 def is_rematerialised(layer: Any) -> bool:
     """Whether Keras computes a layer anew in the backward pass (``keras.RematScope``)."""
     remat = getattr(layer, "_remat_mode", None)
-    if remat is None or remat.mode == "activations":
+    if remat is None or remat.mode in (None, "activations"):
         return False
     return remat.mode != "list_of_layers" or layer.name in remat.layer_names
 

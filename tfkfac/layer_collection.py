@@ -105,6 +105,11 @@ class LayerCollection:
         return len(self.blocks)
 
     @property
+    def kronecker_blocks(self) -> list[KroneckerBlock]:
+        """The blocks with Kronecker factors."""
+        return [block for block in self.blocks if isinstance(block, KroneckerBlock)]
+
+    @property
     def curvature_blocks(self) -> list[CurvatureBlock]:
         """The blocks that learn a curvature."""
         return [block for block in self.blocks if isinstance(block, CurvatureBlock)]
