@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import sys
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfkfac import indexed_slices, linalg, losses
-from tfkfac.capture import Record, Recorder
+from tfkfac.attached_optimizer import AttachedOptimizer, require_one_worker
+from tfkfac.capture import Record
 from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
@@ -21,13 +19,12 @@ from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of
 from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
-from tfkfac.registry import supported
 from tfkfac.schedule import is_due, take_turns
 from tfkfac.step_size import kl_clip_scale
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
-class KFAC(keras.optimizers.Optimizer):
+class KFAC(AttachedOptimizer):
     """Kronecker-factored approximate curvature: natural-gradient descent for Keras models.
 
     One step is ``δ ← μ·δ − ν·α·F̂⁻¹g``, where F̂ approximates the Fisher matrix of the model's own
@@ -135,64 +132,22 @@ class KFAC(keras.optimizers.Optimizer):
         self.max_factor_size = max_factor_size
         self.max_exact_outputs = max_exact_outputs
         self.seed = random.randrange(2**31) if seed is None else int(seed)
-        self._recorder = Recorder(
-            relevant=supported, watched=self._watched_variables, prepare=self._build_early
-        )
-        self._model_reference: Any = lambda: None
         self._collection: LayerCollection | None = None
         self._velocities: list[Any] = []
         self._state: list[Any] = []
         if model is not None:
             self.attach(model)
 
-    # --- meeting the model -----------------------------------------------------------------
+    # --- the model and its blocks ----------------------------------------------------------
 
-    def attach(self, model: Any) -> None:
-        """Introduces the optimizer to the model that it trains.
-
-        ``model.compile(optimizer=...)`` does so by itself. Call it in training loops of your own,
-        and for models whose `compile` has other arguments.
-
-        Args:
-            model: The Keras model.
+    def require_supported(self, model: Any) -> None:
+        """Raises if the model was compiled with a loss of no known distribution.
 
         Raises:
-            ValueError: The optimizer belongs to another model, or the model was compiled with a
-                loss that has no known predictive distribution.
+            ValueError: Naming the loss and the ways out.
         """
-        current = self._model_reference()
-        if current is not model and (current is not None or not self._was_built_for(model)):
-            name = "that is gone" if current is None else repr(current.name)
-            raise ValueError(
-                f"This KFAC already trains a model, {name}, and cannot also train "
-                f"{model.name!r}: its curvature belongs to one model. Make a new "
-                "tfkfac.KFAC(...), or call optimizer.detach() first if it has not trained yet."
-            )
         if self.fisher != "empirical":
             losses.require_supported(getattr(model, "loss", None))
-        if current is None:
-            self._model_reference = weakref.ref(model)
-            self._recorder.attach(model)
-
-    def _build_early(self) -> None:
-        """Makes the state before Keras traces the training step, which is then traced once.
-
-        A function that makes variables is traced twice.
-        """
-        model = self._require_model()
-        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        if alone and model.built and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-
-    def _watched_variables(self) -> list[Any]:
-        """The variables that the backward pass of the curvature has to reach."""
-        model = self._require_model()
-        return self.layer_collection.diagonal_variables if model.built else []
-
-    def _was_built_for(self, model: Any) -> bool:
-        """Whether the state, if there is any, is that of the model's variables."""
-        trained = {id(variable) for variable in self._trainable_variables}
-        return not self.built or trained == {id(v) for v in model.trainable_variables}
 
     def rebuild(self, model: Any) -> None:
         """Takes up a model of which other variables train than before.
@@ -232,36 +187,6 @@ class KFAC(keras.optimizers.Optimizer):
             state[id(variable)] = own
         return state
 
-    def detach(self) -> None:
-        """Takes the optimizer's stand-ins off the model, which is then as it was before."""
-        self._recorder.detach()
-        self._model_reference = lambda: None
-
-    @contextlib.contextmanager
-    def record(self) -> Iterator[Record]:
-        """Records the forward passes of a training step that KFAC cannot see by itself.
-
-        For a `train_step` that calls neither the model as a whole nor `compute_loss` (a VAE), or
-        calls the model several times (a GAN's discriminator).
-
-        Example:
-
-        ```python
-        with tf.GradientTape() as tape:
-            with optimizer.record() as record:
-                y_pred = model(x, training=True)
-                loss = record.loss(loss_fn, y, y_pred)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        ```
-
-        Yields:
-            The record; its `loss` evaluates a Keras loss and notes it.
-        """
-        self._require_model()
-        with self._recorder.recording(explicit=True) as record:
-            yield record
-
     @property
     def layer_collection(self) -> LayerCollection:
         """The blocks of the model.
@@ -292,7 +217,7 @@ class KFAC(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        _require_one_worker()
+        require_one_worker()
         model = self._require_model()
         known = {id(variable) for variable in model.trainable_variables}
         foreign = [v for v in variables if id(v) not in known]
@@ -315,22 +240,6 @@ class KFAC(keras.optimizers.Optimizer):
         self._collection.warn_of_fallbacks()
 
     # --- one step --------------------------------------------------------------------------
-
-    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
-        """As for every Keras optimizer.
-
-        Raises:
-            ValueError: Some of the variables were not trained when the optimizer was built.
-        """
-        known = {id(variable) for variable in self._trainable_variables}
-        new = [v for v in trainable_variables or () if self.built and id(v) not in known]
-        if new:
-            raise ValueError(
-                f"{len(new)} variables ({new[0].path}, ...) train that did not when this KFAC was "
-                "built: layers were unfrozen or added since. Call optimizer.rebuild(model) and "
-                "compile the model again, or compile it with a new tfkfac.KFAC(...)."
-            )
-        return super().apply(grads, trainable_variables)
 
     def _backend_apply_gradients(
         self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[Any]
@@ -475,16 +384,6 @@ class KFAC(keras.optimizers.Optimizer):
         }
         return cls(**{**config, **scheduled})
 
-    def _require_model(self) -> Any:
-        model = self._model_reference()
-        if model is None:
-            raise ValueError(
-                "This KFAC has no model. `import tfkfac` before the model is compiled or loaded, "
-                "so that `model.compile(optimizer=...)` introduces it; otherwise call "
-                "optimizer.attach(model), or construct it with KFAC(model=model)."
-            )
-        return model
-
 
 def _of_mean_loss(
     gradients: Sequence[tf.Tensor], observations: Sequence[Observation]
@@ -505,19 +404,6 @@ def _of_mean_loss(
         for gradient in gradients
         for values in (indexed_slices.values_of(gradient),)
     ]
-
-
-def _require_one_worker() -> None:
-    """Refuses replicas and Horovod ranks, whose gradients KFAC does not reduce yet."""
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    horovod = sys.modules.get("horovod.tensorflow")
-    ranks = horovod.size() if horovod is not None and horovod.is_initialized() else 1
-    if replicas * ranks > 1:
-        raise ValueError(
-            f"KFAC trains on one device so far, but there are {replicas} replicas of a "
-            f"tf.distribute strategy and {ranks} Horovod ranks. Build the model outside the "
-            "strategy's scope, on one device."
-        )
 
 
 def _require_choice(name: str, value: Any, choices: Any) -> None:

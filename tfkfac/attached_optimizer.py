@@ -1,0 +1,152 @@
+"""An optimizer that knows the model it trains, and sees its forward passes."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfkfac.capture import Record, Recorder
+from tfkfac.layer_collection import LayerCollection
+from tfkfac.registry import supported
+
+
+class AttachedOptimizer(keras.optimizers.Optimizer):
+    """The part of KFAC that meets the model; what it does with it is in `tfkfac.optimizer`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._recorder = Recorder(
+            relevant=supported, watched=self._watched_variables, prepare=self._build_early
+        )
+        self._model_reference: Any = lambda: None
+
+    @property
+    @abc.abstractmethod
+    def layer_collection(self) -> LayerCollection:
+        """The blocks of the model."""
+
+    @abc.abstractmethod
+    def require_supported(self, model: Any) -> None:
+        """Raises if the model's losses cannot be trained on."""
+
+    def attach(self, model: Any) -> None:
+        """Introduces the optimizer to the model that it trains.
+
+        ``model.compile(optimizer=...)`` does so by itself. Call it in training loops of your own,
+        and for models whose `compile` has other arguments.
+
+        Args:
+            model: The Keras model.
+
+        Raises:
+            ValueError: The optimizer belongs to another model, or the model was compiled with a
+                loss that has no known predictive distribution.
+        """
+        current = self._model_reference()
+        if current is not model and (current is not None or not self._was_built_for(model)):
+            name = "that is gone" if current is None else repr(current.name)
+            raise ValueError(
+                f"This KFAC already trains a model, {name}, and cannot also train "
+                f"{model.name!r}: its curvature belongs to one model. Make a new "
+                "tfkfac.KFAC(...), or call optimizer.detach() first if it has not trained yet."
+            )
+        self.require_supported(model)
+        if current is None:
+            self._model_reference = weakref.ref(model)
+            self._recorder.attach(model)
+
+    def _build_early(self) -> None:
+        """Makes the state before Keras traces the training step, which is then traced once.
+
+        A function that makes variables is traced twice.
+        """
+        model = self._require_model()
+        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        if alone and model.built and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+
+    def detach(self) -> None:
+        """Takes the optimizer's stand-ins off the model, which is then as it was before."""
+        self._recorder.detach()
+        self._model_reference = lambda: None
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Record]:
+        """Records the forward passes of a training step that KFAC cannot see by itself.
+
+        For a `train_step` that calls neither the model as a whole nor `compute_loss` (a VAE), or
+        calls the model several times (a GAN's discriminator).
+
+        Example:
+
+        ```python
+        with tf.GradientTape() as tape:
+            with optimizer.record() as record:
+                y_pred = model(x, training=True)
+                loss = record.loss(loss_fn, y, y_pred)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        ```
+
+        Yields:
+            The record; its `loss` evaluates a Keras loss and notes it.
+        """
+        self._require_model()
+        with self._recorder.recording(explicit=True) as record:
+            yield record
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+        """As for every Keras optimizer.
+
+        Raises:
+            ValueError: Some of the variables were not trained when the optimizer was built.
+        """
+        known = {id(variable) for variable in self._trainable_variables}
+        new = [v for v in trainable_variables or () if self.built and id(v) not in known]
+        if new:
+            raise ValueError(
+                f"{len(new)} variables ({new[0].path}, ...) train that did not when this KFAC was "
+                "built: layers were unfrozen or added since. Call optimizer.rebuild(model) and "
+                "compile the model again, or compile it with a new tfkfac.KFAC(...)."
+            )
+        return super().apply(grads, trainable_variables)
+
+    def _watched_variables(self) -> list[Any]:
+        """The variables that the backward pass of the curvature has to reach."""
+        model = self._require_model()
+        return self.layer_collection.diagonal_variables if model.built else []
+
+    def _was_built_for(self, model: Any) -> bool:
+        """Whether the state, if there is any, is that of the model's variables."""
+        trained = {id(variable) for variable in self._trainable_variables}
+        return not self.built or trained == {id(v) for v in model.trainable_variables}
+
+    def _require_model(self) -> Any:
+        model = self._model_reference()
+        if model is None:
+            raise ValueError(
+                "This KFAC has no model. `import tfkfac` before the model is compiled or loaded, "
+                "so that `model.compile(optimizer=...)` introduces it; otherwise call "
+                "optimizer.attach(model), or construct it with KFAC(model=model)."
+            )
+        return model
+
+
+def require_one_worker() -> None:
+    """Refuses replicas and Horovod ranks, whose gradients KFAC does not reduce yet."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    horovod = sys.modules.get("horovod.tensorflow")
+    ranks = horovod.size() if horovod is not None and horovod.is_initialized() else 1
+    if replicas * ranks > 1:
+        raise ValueError(
+            f"KFAC trains on one device so far, but there are {replicas} replicas of a "
+            f"tf.distribute strategy and {ranks} Horovod ranks. Build the model outside the "
+            "strategy's scope, on one device."
+        )
