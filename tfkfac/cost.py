@@ -81,7 +81,8 @@ def block_cost(
     inputs, outputs = block.input_dim, block.output_dim
     forms = ((block.input_form, inputs), (block.output_form, outputs))
     entries = _triangle_entries if block.groups == 1 else _square_entries
-    moments = sum(2.0 * places * (entries(d) if f is DENSE else d) for f, d in forms)
+    of_inputs, of_outputs = (2.0 * places * (entries(d) if f is DENSE else d) for f, d in forms)
+    moments = of_inputs * block.moment_share + of_outputs
     widths = sum(dim if form is DENSE else 1 for form, dim in forms)
     products = _PRECONDITION_PRODUCTS[method] * inputs * outputs * widths
     return StepCost(

@@ -8,10 +8,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac.blocks import shifted_moments
 from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.chunks import Chunks
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.window import Window
+from tfkfac.factor_forms import DENSE
 
 
 class ConvBlock(KroneckerBlock):
@@ -76,17 +78,49 @@ class ConvBlock(KroneckerBlock):
         return super().cast_inputs(self._of_inputs(inputs) if self._of_inputs else inputs)
 
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
-        """Sums over chunks of examples (and bands of rows), so that patches stay small."""
-        images = self.window.pad(self.window.channels_last(inputs))
+        """Without patches where that is less work, else chunk by chunk, so that they stay small."""
+        images = self.window.channels_last(inputs)
+        padded = self.window.pad(images)
+        if weights.omega is None and self._takes_shifted_moments(images.shape):
+            moment = shifted_moments.second_moment(
+                images, self.window, lambda part: self._chunked_moment(part, None)[0]
+            )
+            sums = shifted_moments.sums(padded, self.window.over_padded)
+        else:
+            moment, sums = self._chunked_moment(padded, weights.omega)
+        if not self.has_bias:
+            return moment
+        return self.input_form.border(moment, sums, tf.broadcast_to(weights.total, sums.shape[:-1]))
+
+    @property
+    def moment_share(self) -> float:
+        """Less than 1 with shifted moments, as far as Keras knows the size of the images."""
+        try:
+            shape = tf.TensorShape(self.layers[0].input.shape)
+        except (AttributeError, ValueError):
+            return 1.0
+        if self.window.channels_first:
+            shape = tf.TensorShape([shape[0], *shape[2:], shape[1]])
+        if not self._takes_shifted_moments(shape):
+            return 1.0
+        return shifted_moments.share_of_operations(self.window, shape)
+
+    def _takes_shifted_moments(self, images: tf.TensorShape) -> bool:
+        plain = self.groups == 1 and self.input_form is DENSE
+        return plain and shifted_moments.is_worthwhile(self.window, images)
+
+    def _chunked_moment(
+        self, padded: tf.Tensor, omega: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Σ ω a aᵀ and Σ ω a over the patches of padded images."""
         patch = self.groups * (self.input_dim - self.has_bias)
-        chunks = Chunks.of(images, self.window.over_padded, patch, self.dtype)
-        omega = weights.omega
+        chunks = Chunks.of(padded, self.window.over_padded, patch, self.dtype)
         if omega is None and not chunks.are_exact:
             omega = tf.ones([1] * (self.window.rank + 1), self.dtype)
         if omega is not None:
-            places = [tf.shape(inputs)[0], *chunks.places]
+            places = [tf.shape(padded)[0], *chunks.places]
             omega = chunks.pad_weights(tf.broadcast_to(omega, places)[..., None])
-        images = chunks.pad_images(images)
+        images = chunks.pad_images(padded)
 
         def moment_of_chunk(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             rows = self.patch_rows(chunks.images(images, index))
@@ -97,9 +131,7 @@ class ConvBlock(KroneckerBlock):
             return self.input_form.second_moment(rows), sums
 
         moment, sums = chunks.sum(moment_of_chunk)
-        if not self.has_bias:
-            return moment
-        return self.input_form.border(moment, sums, tf.broadcast_to(weights.total, sums.shape[:-1]))
+        return moment, sums
 
     def patch_rows(self, padded: tf.Tensor) -> tf.Tensor:
         """Patches of padded images as rows, ``[places, *size·cin]`` (stacked by group)."""

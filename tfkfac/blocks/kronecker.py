@@ -185,6 +185,11 @@ class KroneckerBlock(CurvatureBlock):
         )
 
     @property
+    def moment_share(self) -> float:
+        """The operations that A takes, over those of one product of the rows (for predictions)."""
+        return 1.0
+
+    @property
     def refresh_cost(self) -> float:
         """Of the two inverses."""
         return self.groups * (

@@ -78,6 +78,14 @@ class Window:
         paddings = [self._padding(_length(images, axis), axis) for axis in range(self.rank)]
         return tf.pad(images, [[0, 0], *paddings, [0, 0]])
 
+    def rim(self, axis: int) -> tuple[int, int]:
+        """Places before and behind the outputs at which a patch still touches the image.
+
+        Of convolutions with strides 1.
+        """
+        before, after = (0, 0) if self.padding == "valid" else self._padding(self.size[axis], axis)
+        return self.extent[axis] - 1 - before, self.extent[axis] - 1 - after
+
     def outputs(self, padded: Any, axis: int) -> Any:
         """Output locations along an axis of the padded input (an int or a tensor)."""
         return (padded - self.extent[axis]) // self.strides[axis] + 1
