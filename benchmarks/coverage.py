@@ -27,13 +27,14 @@ KINDS = {"Kronecker": KroneckerBlock, "scale-shift": ScaleShiftBlock, "diagonal"
 
 HEADER = """# Coverage
 
-Every architecture in `keras.applications` (random weights, the smallest images that Keras allows,
-10 classes) and some of other kinds: the share of the trainable parameters under each kind of block,
-the memory of KFAC's state, and the loss on one batch before and after three steps of
-`KFAC(learning_rate=0.03)`. A table cell "–" means that the model was scanned but not trained: its
-state and gradients would not have fitted the memory of the machine that made the table.
+{which} (random weights, the smallest images that Keras allows, 10 classes): the share of
+the trainable parameters under each kind of block, the memory of KFAC's state, and the loss on one
+batch before and after three steps of `KFAC(learning_rate=0.03)`. A cell "–" means that the model
+was scanned but not trained: its state and gradients would not have fitted the memory of the machine
+that made the table.
 
-Written by `python -m benchmarks.coverage`.
+Written by `python -m benchmarks.coverage`, which runs every architecture in
+`keras.applications` and some of other kinds.
 
 | architecture | parameters | Kronecker | scale-shift | diagonal | none | state | loss | then |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|
@@ -138,13 +139,15 @@ def main() -> None:
         print(json.dumps(dataclasses.asdict(run(entries[arguments.alone]))))
         return
     rows = []
+    which = "The architectures named" if arguments.names else "Every architecture"
+    header = HEADER.replace("{which}", which)
     chosen = [entries[name] for name in arguments.names or entries]
     for entry in rich.progress.track(chosen, description="architectures"):
         result = in_process_of_its_own(entry, trained=False)
         if result.parameters <= arguments.largest:
             result = in_process_of_its_own(entry, trained=True)
         rows.append(row(result))
-        arguments.output.write_text(HEADER + "\n".join(rows) + "\n")
+        arguments.output.write_text(header + "\n".join(rows) + "\n")
     print(f"Written: {arguments.output}")
 
 
