@@ -160,3 +160,29 @@ def test_interrupted_eager_step_does_not_spoil_the_next(step: Callable[..., None
 
     for ours, expected in zip(trained(interrupted=True), trained(interrupted=False), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+class Recomputed(keras.layers.Layer):
+    """Calls a layer within a function that has a gradient of its own."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.inner = keras.layers.Dense(3, name="inner")
+
+    def build(self, input_shape: Any) -> None:
+        self.inner.build(input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        return tf.recompute_grad(lambda x: self.inner(x))(inputs)
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_layer_that_no_path_leads_back_to_is_reported(run_eagerly: bool) -> None:
+    """Its G would be zero, and its steps far too long."""
+    model = keras.Sequential([keras.Input((models.FEATURES,)), Recomputed()])
+    model.compile(models.kfac(), models.crossentropy(), run_eagerly=run_eagerly)
+    with pytest.raises(ValueError, match=r"'inner'.*no path.*skip=\('inner',\)"):
+        model.fit(*models.vectors(), verbose=0)
+    model.compile(models.kfac(skip=("inner",)), models.crossentropy(), run_eagerly=run_eagerly)
+    with pytest.warns(UserWarning, match="inner"):
+        model.fit(*models.vectors(), verbose=0)

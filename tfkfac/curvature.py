@@ -25,6 +25,7 @@ def batch_statistics(
     observations: Sequence[Observation],
     estimator: Estimator,
     noise: Noise,
+    variables: Sequence[Any] = (),
 ) -> Statistics:
     """A, G and |T| of the blocks that the forward pass used, with one extra backward pass.
 
@@ -34,7 +35,12 @@ def batch_statistics(
         observations: The losses and what they predict.
         estimator: What is sent backwards.
         noise: For sampling estimators.
+        variables: The variables that have a gradient.
+
+    Raises:
+        ValueError: No path leads back to a layer whose variables have a gradient.
     """
+    trained = {id(variable) for variable in variables}
     seen = [b for b in blocks if isinstance(b, DiagonalBlock) or record.uses_of(b)]
     weights = [
         [use_weights(use, block, observations) for use in record.uses_of(block)] for block in seen
@@ -48,7 +54,7 @@ def batch_statistics(
             functools.partial(
                 block.pass_statistics,
                 record.uses_of(block),
-                _reached(block, record, gradients[id(block)]),
+                _reached(block, record, gradients[id(block)], trained),
                 weights_of_block,
                 batch,
             )
@@ -66,10 +72,20 @@ def batch_statistics(
     ]
 
 
-def _reached(block: CurvatureBlock, record: Record, gradients: list[Any]) -> list[Any]:
+def _reached(
+    block: CurvatureBlock, record: Record, gradients: list[Any], trained: set[int]
+) -> list[Any]:
     """Zeros for uses that have no part in the loss."""
     if isinstance(block, DiagonalBlock):
         return gradients
+    hidden = all(gradient is None for gradient in gradients)
+    if hidden and any(id(variable) in trained for variable in block.variables):
+        raise ValueError(
+            f"Layer {block.name!r} is trained, but no path leads from the losses back to its "
+            "pre-activations, so KFAC has no statistics of it. Is it called inside "
+            "tf.recompute_grad or another function with a gradient of its own, or trained by a "
+            f"regulariser alone? Leave it out: KFAC(skip=({block.name!r},))."
+        )
     return [
         tf.zeros_like(use.preactivations) if gradient is None else gradient
         for use, gradient in zip(record.uses_of(block), gradients, strict=True)

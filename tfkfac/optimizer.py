@@ -266,7 +266,7 @@ class KFAC(AttachedOptimizer):
         """Curvature, direction, momentum, assignment: the algorithm."""
         tf.cond(
             is_due(self._updates, self.factor_update_every),
-            lambda: self._update_factors(record, observations),
+            lambda: self._update_factors(record, observations, variables),
             lambda: None,
         )
         self._refresh_inverses()
@@ -288,7 +288,9 @@ class KFAC(AttachedOptimizer):
         """A gradient is not finite: nothing changes but the count of such steps."""
         self._skipped_steps.assign_add(1)
 
-    def _update_factors(self, record: Record, observations: Sequence[Observation]) -> None:
+    def _update_factors(
+        self, record: Record, observations: Sequence[Observation], variables: Sequence[Any]
+    ) -> None:
         """Enters the statistics of the batch: the one extra backward pass."""
         statistics = batch_statistics(
             self.layer_collection.curvature_blocks,
@@ -296,6 +298,7 @@ class KFAC(AttachedOptimizer):
             observations,
             ESTIMATORS[self.fisher](self.max_exact_outputs),
             PhiloxNoise(self.seed, self._iterations),
+            variables,
         )
         share = self._share_of_batch(observations[0].batch)
         entered: list[tf.Tensor] = []
