@@ -191,12 +191,12 @@ def fisher(
     return estimator.sum(observations, noise or some_noise(), backward).numpy()
 
 
-@functools.cache
 def some_noise() -> PhiloxNoise:
     """For estimators whose result does not depend on it."""
     return PhiloxNoise(0, tf.constant(0))
 
 
+@functools.cache
 def network(shape: tuple[int, ...]) -> Linearised:
     """A nonlinear network from two features to logits of the given shape, at `inputs()`."""
     scalars = int(np.prod(shape, dtype=int))
