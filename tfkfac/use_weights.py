@@ -27,7 +27,7 @@ def use_weights(use: Use, block: CurvatureBlock, observations: Sequence[Observat
     places_axes = [axis for axis in range(rank) if axis not in channels]
     places_shape = tf.gather(tf.shape(use.preactivations), places_axes)
     static = tf.TensorShape([use.preactivations.shape[axis] for axis in places_axes])
-    mask = _mask_at_places(use.mask, static, block.dtype)
+    mask = _mask_at_places(block.mask_of_places(use), static, places_shape, block.dtype)
     omega = _omega_at_places(observations, static, places_shape, block.dtype)
     count = tf.cast(tf.reduce_prod(places_shape), block.dtype)
     if mask is None and omega is None:
@@ -49,13 +49,23 @@ def _omega_at_places(
         for observation in observations
         for weight in (observation.weights,)
     ]
-    if all(_line_up(weight.shape, static) for weight in weights):
-        return _repeat_examples(tf.add_n(weights), shape[0])
+    if not all(_line_up(weight.shape, static) for weight in weights):
+        return _omega_of_examples(weights, static.rank, shape[0])
+    fitted = [_fit(weight, static, shape) for weight in weights]
+    omega = _repeat_examples(tf.add_n([weight for weight, _ in fitted]), shape[0])
+    unsure = [same for _, same in fitted if same is not None]
+    if not unsure:
+        return omega
+    examples = _omega_of_examples(weights, static.rank, shape[0])
+    return tf.where(tf.reduce_all(unsure), omega, examples)
+
+
+def _omega_of_examples(weights: Sequence[tf.Tensor], rank: int, count: tf.Tensor) -> tf.Tensor:
+    """The weights of whole examples, ``[count, 1, ...]``."""
     examples = tf.add_n(
         [tf.reduce_sum(weight, axis=list(range(1, weight.shape.rank))) for weight in weights]
     )
-    repeated = _repeat_examples(examples, shape[0])
-    return tf.reshape(repeated, [-1] + [1] * (static.rank - 1))
+    return tf.reshape(_repeat_examples(examples, count), [-1] + [1] * (rank - 1))
 
 
 def _repeat_examples(weights: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -68,14 +78,44 @@ def _repeat_examples(weights: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     return tf.reshape(repeated, tf.concat([count[None], shape[1:]], axis=0))
 
 
-def _mask_at_places(mask: tf.Tensor | None, static: tf.TensorShape, dtype: str) -> tf.Tensor | None:
+def _mask_at_places(
+    mask: tf.Tensor | None, static: tf.TensorShape, shape: tf.Tensor, dtype: str
+) -> tf.Tensor | None:
     """A layer's input mask as numbers, broadcastable to its places."""
     if mask is None or not _line_up(mask.shape, static[: mask.shape.rank]):
         return None
-    weights = tf.cast(mask, dtype)
+    weights, same = _fit(tf.cast(mask, dtype), static[: mask.shape.rank], shape)
+    if same is not None:
+        weights = tf.where(same, weights, tf.ones_like(weights))
     while weights.shape.rank < static.rank:
         weights = weights[..., None]
     return weights
+
+
+def _fit(
+    values: tf.Tensor, static: tf.TensorShape, shape: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Values that line up with places as far as is known, cut to their size of all axes but one.
+
+    Lengths that nobody knows before the step runs, such as those of the two sentences of a
+    translation, may turn out to differ. No branches: both would have to compile.
+
+    Args:
+        values: ``[n, ...]``.
+        static: What is known of the shape of the places, of the rank of the values.
+        shape: The shape of the places.
+
+    Returns:
+        ``[n, *shape[1:]]``, and whether nothing had to be done for that (None: it is known).
+    """
+    if values.shape[1:].is_fully_defined() and static[1:].is_fully_defined():
+        return values, None
+    sizes = tf.shape(values)
+    same = tf.reduce_all(tf.equal(sizes[1:], shape[1 : values.shape.rank]))
+    for axis in range(1, values.shape.rank):
+        indices = tf.minimum(tf.range(shape[axis]), sizes[axis] - 1)
+        values = tf.gather(values, indices, axis=axis)
+    return values, same
 
 
 def _line_up(shape: tf.TensorShape, places: tf.TensorShape) -> bool:

@@ -166,6 +166,10 @@ class CurvatureBlock(Block):
         """All axes of the pre-activations that are no places."""
         return (self.channel_axis,)
 
+    def mask_of_places(self, use: Use) -> tf.Tensor | None:
+        """Which places of a use count, along the leading axes of its places (None: all)."""
+        return use.mask
+
     # --- statistics ------------------------------------------------------------------------
 
     def accepts(self, use: Use) -> bool:

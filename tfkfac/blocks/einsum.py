@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.kronecker import KroneckerBlock
 
 _ELIDED = "0123456789"
@@ -65,6 +66,18 @@ class Equation:
         only_once = summed - set(self.outputs) - set(self.contracted)
         return unique and not only_once and self.inputs[0] in self.places
 
+    @property
+    def keeps_examples_first(self) -> bool:
+        """Whether examples come before all other places in the outputs too."""
+        return self.places.startswith(self.inputs[0])
+
+    def fits_bias(self, bias_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
+        """Whether a bias of the last axes of the outputs has one entry for each kernel column."""
+        sizes = dict(zip(self.kernel, kernel_shape, strict=True))
+        columns = {label for label in self.groups + self.made if sizes[label] != 1}
+        labels = self.outputs[-len(bias_shape) :]
+        return columns == {k for k, size in zip(labels, bias_shape, strict=True) if size != 1}
+
 
 class EinsumDenseBlock(KroneckerBlock):
     """``s = einsum(equation, a, K) + b``.
@@ -72,8 +85,8 @@ class EinsumDenseBlock(KroneckerBlock):
     Args:
         layer: The Keras layer.
         kernel: Of the axes of ``equation.kernel``.
-        bias: Broadcast to the last axes of the outputs, all of those in ``groups`` and ``made`` and
-            no others; or None.
+        bias: Broadcast to the last axes of the outputs, along all of those in ``groups`` and
+            ``made`` and no others (axes of size 1 do not matter); or None.
         equation: The equation; it has structure.
         **options: As for `KroneckerBlock`: `method`, `max_factor_size`.
     """
@@ -102,15 +115,32 @@ class EinsumDenseBlock(KroneckerBlock):
         labels = enumerate(self.equation.outputs)
         return tuple(axis for axis, label in labels if label in self.equation.kernel)
 
+    def mask_of_places(self, use: Use) -> tf.Tensor | None:
+        """The mask in the order of the places.
+
+        A mask of what is contracted or of groups says nothing of places: there all count.
+        """
+        if use.mask is None:
+            return None
+        masked, places = self.equation.inputs[: use.mask.shape.rank], self.equation.places
+        if places.startswith(masked):
+            return use.mask
+        if not set(masked) <= set(places):
+            return None
+        mask = tf.transpose(use.mask, _order(masked, "".join(p for p in places if p in masked)))
+        for axis, label in enumerate(places):
+            if label not in masked:
+                mask = tf.expand_dims(mask, axis)
+        return tf.broadcast_to(mask, self._places_shape(use.inputs))
+
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
         """Inputs as rows, the places in the order of the outputs."""
         equation = self.equation
         rows = self._to_rows(inputs, equation.inputs, equation.contracted, self._in)
         if weights.omega is None:
             return self.moment_of_rows(rows, None, weights.total)
-        shape = [tf.shape(inputs)[equation.inputs.index(label)] for label in equation.places]
-        omega = tf.reshape(tf.broadcast_to(weights.omega, shape), [-1])
-        return self.moment_of_rows(rows, omega, weights.total)
+        omega = tf.broadcast_to(weights.omega, self._places_shape(inputs))
+        return self.moment_of_rows(rows, tf.reshape(omega, [-1]), weights.total)
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Gradients as rows."""
@@ -131,15 +161,13 @@ class EinsumDenseBlock(KroneckerBlock):
 
     def bias_to_row(self, bias: tf.Tensor) -> tf.Tensor:
         """The bias, without the axes of size 1 along which it is broadcast."""
-        labels, order = self._bias_labels, self.equation.groups + self.equation.made
-        broadcast = "".join(label for label in labels if label not in order)
+        labels, (broadcast, order) = self._bias_labels, self._bias_order
         row = tf.transpose(bias, _order(labels, broadcast + order))
         return tf.reshape(row, [*self._stack, 1, self.output_dim])
 
     def row_to_bias(self, row: tf.Tensor) -> tf.Tensor:
         """The reverse."""
-        labels, order = self._bias_labels, self.equation.groups + self.equation.made
-        broadcast = "".join(label for label in labels if label not in order)
+        labels, (broadcast, order) = self._bias_labels, self._bias_order
         sizes = [1] * len(broadcast) + [self._sizes[label] for label in order]
         return tf.transpose(tf.reshape(row, sizes), _order(broadcast + order, labels))
 
@@ -159,6 +187,16 @@ class EinsumDenseBlock(KroneckerBlock):
     def _bias_labels(self) -> str:
         assert self._bias_shape is not None
         return self.equation.outputs[-len(self._bias_shape) :]
+
+    @property
+    def _bias_order(self) -> tuple[str, str]:
+        """Labels along which the bias is broadcast, and those that it has, as in the matrix."""
+        labels, channels = self._bias_labels, self.equation.groups + self.equation.made
+        broadcast = "".join(label for label in labels if label not in channels)
+        return broadcast, "".join(label for label in channels if label in labels)
+
+    def _places_shape(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.gather(tf.shape(inputs), _order(self.equation.inputs, self.equation.places))
 
     def _size(self, labels: str) -> int:
         return math.prod(self._sizes[label] for label in labels)
