@@ -69,13 +69,19 @@ def _omega_of_examples(weights: Sequence[tf.Tensor], rank: int, count: tf.Tensor
 
 
 def _repeat_examples(weights: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Repeats ``[N, ...]`` to ``[count, ...]`` for layers with several rows an example."""
+    """Repeats ``[N, ...]`` to ``[count, ...]`` for layers with several rows an example.
+
+    Rows that are no multiple of N belong to no example in particular (something learned, without
+    examples, or with another axis first): they all get the mean weight.
+    """
     shape = tf.shape(weights)
-    folds = count // shape[0]
+    folds = (count + shape[0] - 1) // shape[0]
     repeated = tf.broadcast_to(
         weights[:, None], tf.concat([shape[:1], folds[None], shape[1:]], axis=0)
     )
-    return tf.reshape(repeated, tf.concat([count[None], shape[1:]], axis=0))
+    rows = tf.reshape(repeated, tf.concat([(shape[0] * folds)[None], shape[1:]], axis=0))[:count]
+    mean = tf.reduce_mean(weights, axis=0, keepdims=True)
+    return tf.where(tf.equal(shape[0] * folds, count), rows, mean)
 
 
 def _mask_at_places(
