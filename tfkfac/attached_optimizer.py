@@ -62,16 +62,6 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
 
-    def _build_early(self) -> None:
-        """Makes the state before Keras traces the training step, which is then traced once.
-
-        A function that makes variables is traced twice.
-        """
-        model = self._require_model()
-        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        if alone and model.built and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-
     def detach(self) -> None:
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""
         self._recorder.detach()
@@ -117,6 +107,16 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
                 "compile the model again, or compile it with a new tfkfac.KFAC(...)."
             )
         return super().apply(grads, trainable_variables)
+
+    def _build_early(self) -> None:
+        """Makes the state before Keras traces the training step, which is then traced once.
+
+        A function that makes variables is traced twice.
+        """
+        model = self._require_model()
+        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        if alone and model.built and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
 
     def _watched_variables(self) -> list[Any]:
         """The variables that the backward pass of the curvature has to reach."""

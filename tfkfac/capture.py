@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfkfac import keras_internals, linalg
 from tfkfac.blocks import Block, CurvatureBlock, Use
 from tfkfac.losses import LossCall
+from tfkfac.stand_ins import StandIn, noting_preactivations
 
 _RECORDS = "_tfkfac_records"
 """Attribute of a graph that holds the records made in it: they live and die with the graph."""
@@ -139,7 +140,7 @@ class Recorder:
         """Takes every stand-in off again."""
         for owner, name, observer in self._seen:
             stand_in = vars(owner).get(name)
-            if isinstance(stand_in, _StandIn):
+            if isinstance(stand_in, StandIn):
                 stand_in.observers.remove(observer)
                 if not stand_in.observers:
                     del vars(owner)[name]
@@ -216,9 +217,9 @@ class Recorder:
 
     def _observe(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         stand_in = vars(owner).get(name)
-        if not isinstance(stand_in, _StandIn):
+        if not isinstance(stand_in, StandIn):
             own = vars(owner).get(name)
-            stand_in = vars(owner)[name] = _StandIn(getattr(owner, name), own)
+            stand_in = vars(owner)[name] = StandIn(getattr(owner, name), own)
         stand_in.observers.append(observer)
         self._seen.append((owner, name, observer))
 
@@ -269,7 +270,7 @@ class Recorder:
             return call(*args, **kwargs)
         inputs = args[0] if args else next(iter(kwargs.values()))
         if "activation" in vars(layer):
-            with _noting_preactivations(layer, record.tape) as preactivations:
+            with noting_preactivations(layer, record.tape) as preactivations:
                 outputs = call(*args, **kwargs)
         else:
             outputs = call(*args, **kwargs)
@@ -311,56 +312,6 @@ class Recorder:
         if context is None or context.num_replicas_in_sync == 1:
             return id(self), 0
         return id(self), context.replica_id_in_sync_group
-
-
-class _StandIn:
-    """Stands in for a bound method of one object and lets observers wrap each call.
-
-    Args:
-        method: The method.
-        own: What the instance itself had under the method's name, or None.
-    """
-
-    def __init__(self, method: Callable[..., Any], own: Any) -> None:
-        self.method = method
-        self.own = own
-        self.observers: list[Callable[..., Any]] = []
-        functools.update_wrapper(self, method)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.method
-        for observer in self.observers:
-            call = functools.partial(observer, call)
-        return call(*args, **kwargs)
-
-
-class _NotingActivation:
-    """Stands in for a layer's activation, which Keras layers apply last, and notes its argument."""
-
-    def __init__(self, activation: Any, tape: tf.GradientTape, noted: list[tf.Tensor]) -> None:
-        self._activation = activation
-        self._tape = tape
-        self._noted = noted
-
-    def __call__(self, preactivations: tf.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._tape.watch(preactivations)
-        self._noted.append(preactivations)
-        if self._activation is None:
-            return preactivations
-        return self._activation(preactivations, *args, **kwargs)
-
-
-@contextlib.contextmanager
-def _noting_preactivations(layer: Any, tape: tf.GradientTape) -> Iterator[list[tf.Tensor]]:
-    """While the context lasts, notes what the layer's activation is applied to."""
-    noted: list[tf.Tensor] = []
-    attributes = vars(layer)
-    activation = attributes["activation"]
-    attributes["activation"] = _NotingActivation(activation, tape, noted)
-    try:
-        yield noted
-    finally:
-        attributes["activation"] = activation
 
 
 def _current_graph() -> Any:

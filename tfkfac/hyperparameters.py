@@ -142,5 +142,12 @@ def hyperparameters_of(optimizer_class: type) -> dict[str, Hyperparameter]:
     }
 
 
+def require_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Argument `{name}` must be one of {allowed}; got {name}={value!r}.")
+
+
 def _constant(value: float) -> Callable[..., Any]:
     return keras.initializers.Constant(value)

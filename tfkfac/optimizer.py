@@ -15,12 +15,13 @@ from tfkfac.capture import Record
 from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
-from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of
+from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of, require_choice
 from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
 from tfkfac.schedule import is_due, take_turns
-from tfkfac.step_size import kl_clip_scale
+from tfkfac.step_size import clipped_step
+from tfkfac.units import of_mean_loss
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -97,8 +98,8 @@ class KFAC(AttachedOptimizer):
         name: str = "kfac",
         **kwargs: Any,
     ) -> None:
-        _require_choice("fisher", fisher, ESTIMATORS)
-        _require_choice("method", method, METHODS)
+        require_choice("fisher", fisher, ESTIMATORS)
+        require_choice("method", method, METHODS)
         if kwargs.get("gradient_accumulation_steps"):
             raise ValueError(
                 "Argument `gradient_accumulation_steps` is not supported by KFAC yet, got "
@@ -249,7 +250,7 @@ class KFAC(AttachedOptimizer):
         require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
         observations = [losses.observe(call) for call in record.losses]
         gradients = [indexed_slices.unique(gradient) for gradient in self._clip_gradients(grads)]
-        gradients = _of_mean_loss(gradients, observations)
+        gradients = of_mean_loss(gradients, observations)
         tf.cond(
             linalg.all_finite(*map(indexed_slices.values_of, gradients)),
             lambda: self._step(record, observations, gradients, trainable_variables),
@@ -271,7 +272,8 @@ class KFAC(AttachedOptimizer):
         )
         self._refresh_inverses()
         directions = self.layer_collection.precondition(gradients, variables)
-        scale = self._step_scale(gradients, directions)
+        learning_rate = tf.convert_to_tensor(self.learning_rate)
+        scale = clipped_step(learning_rate, self.kl_clip, gradients, directions)
         self._apply_weight_decay(variables)
         for variable, direction in zip(variables, directions, strict=True):
             velocity = self._velocities[self._get_variable_index(variable)]
@@ -327,22 +329,6 @@ class KFAC(AttachedOptimizer):
 
             tf.cond(is_now, refresh, lambda: None)
 
-    def _step_scale(
-        self, gradients: Sequence[tf.Tensor], directions: Sequence[tf.Tensor]
-    ) -> tf.Tensor:
-        """ν·α: the learning rate, within the bound of the KL clip."""
-        learning_rate = tf.convert_to_tensor(self.learning_rate)
-        if self.kl_clip is None:
-            return learning_rate
-        decrement = tf.add_n(
-            [
-                tf.cast(indexed_slices.dot(g, p), learning_rate.dtype)
-                for g, p in zip(gradients, directions, strict=True)
-            ]
-        )
-        clip = tf.cast(self.kl_clip, learning_rate.dtype)
-        return learning_rate * kl_clip_scale(clip, learning_rate, decrement)
-
     def _average_weights(self) -> None:
         """Keras' ``use_ema``."""
         if not self.use_ema:
@@ -386,31 +372,3 @@ class KFAC(AttachedOptimizer):
             if isinstance(value, dict)
         }
         return cls(**{**config, **scheduled})
-
-
-def _of_mean_loss(
-    gradients: Sequence[tf.Tensor], observations: Sequence[Observation]
-) -> list[tf.Tensor]:
-    """The gradients of h / N where Keras sums over the batch (mathematics.md §1)."""
-    summed = {observation.summed for observation in observations}
-    if len(summed) > 1:
-        raise ValueError(
-            "Some of the model's losses are sums over the batch (reduction='sum' or None) and some "
-            "are means, so that the curvature has no unit of its own. Give all losses the same "
-            "reduction, and use loss_weights to balance them."
-        )
-    if not summed.pop():
-        return list(gradients)
-    batch = observations[0].batch
-    return [
-        indexed_slices.with_values(gradient, values / tf.cast(batch, values.dtype))
-        for gradient in gradients
-        for values in (indexed_slices.values_of(gradient),)
-    ]
-
-
-def _require_choice(name: str, value: Any, choices: Any) -> None:
-    """Raises unless `value` is one of `choices`."""
-    if value not in choices:
-        allowed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"Argument `{name}` must be one of {allowed}; got {name}={value!r}.")

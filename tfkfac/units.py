@@ -1,0 +1,39 @@
+"""Gradients in the units of the per-example mean loss (mathematics.md §1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfkfac import indexed_slices
+from tfkfac.losses import Observation
+
+
+def of_mean_loss(
+    gradients: Sequence[tf.Tensor], observations: Sequence[Observation]
+) -> list[tf.Tensor]:
+    """The gradients of h / N where Keras sums over the batch.
+
+    Args:
+        gradients: Of the loss as Keras reduces it.
+        observations: The losses of the step.
+
+    Raises:
+        ValueError: Some losses are sums and some are means.
+    """
+    summed = {observation.summed for observation in observations}
+    if len(summed) > 1:
+        raise ValueError(
+            "Some of the model's losses are sums over the batch (reduction='sum' or None) and some "
+            "are means, so that the curvature has no unit of its own. Give all losses the same "
+            "reduction, and use loss_weights to balance them."
+        )
+    if not summed.pop():
+        return list(gradients)
+    batch = observations[0].batch
+    return [
+        indexed_slices.with_values(gradient, values / tf.cast(batch, values.dtype))
+        for gradient in gradients
+        for values in (indexed_slices.values_of(gradient),)
+    ]
