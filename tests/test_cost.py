@@ -65,7 +65,7 @@ def products_of_statistics(block: KroneckerBlock, inputs: list[int], outputs: li
 @pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (650, 3), (3, 820), (600, 601)])
 def test_factor_products_of_a_dense_layer(inputs: int, outputs: int) -> None:
     counted = products_of_statistics(dense(inputs, outputs), [BATCH, inputs], [BATCH, outputs])
-    assert block_cost(dense(inputs, outputs), BATCH, 1, "cholesky").factors == counted
+    assert block_cost(dense(inputs, outputs), BATCH, 1).factors == counted
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -73,7 +73,7 @@ def test_factor_products_of_a_dense_layer(inputs: int, outputs: int) -> None:
 def test_factor_products_of_a_convolution(groups: int, channels: int) -> None:
     block = conv(groups, channels)
     counted = products_of_statistics(block, [BATCH, 7, 7, channels], [BATCH, 5, 5, 4])
-    assert block_cost(block, BATCH, 25, "cholesky").factors == counted
+    assert block_cost(block, BATCH, 25).factors == counted
 
 
 @pytest.mark.parametrize("method", ["cholesky", "eigen"])
@@ -83,7 +83,7 @@ def test_products_of_preconditioning(method: str, groups: int) -> None:
     block.build(add_variable, lambda: tf.constant(0.1))
     gradients = [tf.zeros(block.variables[0].shape)]
     counted = products(lambda: block.precondition(gradients))
-    assert block_cost(block, BATCH, 25, method).precondition == counted
+    assert block_cost(block, BATCH, 25).precondition == counted
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -97,13 +97,13 @@ def test_products_of_an_sgd_step(bias: bool) -> None:
         return tape.gradient(loss, [variable.value for variable in model.trainable_variables])
 
     blocks = [DenseBlock(layer, layer.kernel, layer.bias) for layer in layers]
-    costs = [block_cost(block, BATCH, 1, "cholesky", first=not i) for i, block in enumerate(blocks)]
+    costs = [block_cost(block, BATCH, 1, first=not i) for i, block in enumerate(blocks)]
     assert total(costs).sgd == products(step)
     assert total(costs).extra_backward == 2 * BATCH * 5 * 3
 
 
 def test_convolution_counts_every_place_and_group() -> None:
-    one, two = (block_cost(conv(groups), BATCH, 25, "cholesky") for groups in (1, 2))
+    one, two = (block_cost(conv(groups), BATCH, 25) for groups in (1, 2))
     assert one.forward == 2 * BATCH * 25 * (3 * 3 * 6) * 4
     assert two.forward == one.forward / 2
     assert one.backward == 2 * one.forward
@@ -136,7 +136,7 @@ def test_the_cost_of_a_model_is_that_of_its_blocks() -> None:
     sizes, rows = (4, 3, 2), [keras.layers.Dense(size, name=f"dense_{size}") for size in (4, 3, 2)]
     collection = LayerCollection.scan(keras.Sequential([keras.Input((5,)), *rows]), method="eigen")
     blocks = [collection[f"dense_{size}"] for size in sizes]
-    expected = total(block_cost(b, 8, 1, "eigen", first=not i) for i, b in enumerate(blocks))
+    expected = total(block_cost(b, 8, 1, first=not i) for i, b in enumerate(blocks))
     assert collection.cost(batch_size=8) == expected
     assert collection.factor_bytes() == 4 * sum(
         factor.size for block in blocks for factor in map(np.empty, block.factor_shapes.values())
@@ -146,7 +146,7 @@ def test_the_cost_of_a_model_is_that_of_its_blocks() -> None:
 def test_the_mnist_autoencoder_costs_what_the_issue_counts() -> None:
     sizes = [784, 1000, 500, 250, 30, 250, 500, 1000, 784]
     blocks = [dense(*pair, bias=True) for pair in itertools.pairwise(sizes)]
-    costs = [block_cost(b, 1000, 1, "cholesky", first=not i) for i, b in enumerate(blocks)]
+    costs = [block_cost(b, 1000, 1, first=not i) for i, b in enumerate(blocks)]
     giga = {key: value / 1e9 for key, value in vars(total(costs)).items()}
     assert total(costs).sgd / 1e9 == pytest.approx(15, abs=0.5)
     assert giga["extra_backward"] == pytest.approx(4, abs=0.5)
@@ -156,8 +156,10 @@ def test_the_mnist_autoencoder_costs_what_the_issue_counts() -> None:
 
 @pytest.mark.parametrize(("method", "cubes"), [("cholesky", 2), ("eigen", 9)])
 def test_inverses_cost_cubes(method: str, cubes: int) -> None:
-    assert block_cost(dense(5, 3, bias=True), BATCH, 1, method).inverses == cubes * (6**3 + 3**3)
-    assert block_cost(conv(2), BATCH, 1, method).inverses == 2 * cubes * (27**3 + 2**3)
+    assert block_cost(dense(5, 3, bias=True, method=method), BATCH, 1).inverses == cubes * (
+        6**3 + 3**3
+    )
+    assert block_cost(conv(2, method=method), BATCH, 1).inverses == 2 * cubes * (27**3 + 2**3)
     assert conv(2).refresh_cost == 2 * (27**3 + 2**3)
 
 

@@ -142,6 +142,12 @@ def solve(A: Any, G: Any, uses: float, damping: float, method: str, matrix: Any)
     return np.linalg.solve(dense, matrix.reshape(-1)).reshape(matrix.shape)
 
 
+def state(A: Any, G: Any, uses: Any, damping: Any, dtype: str = "float64") -> tuple[Any, Any]:
+    """What an inverse is made of."""
+    *averages, damping = tensors(A, G, uses, damping, dtype=dtype)
+    return dict(zip(("A", "G", "uses"), averages, strict=True)), damping
+
+
 @methods
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-12)])
 @pytest.mark.parametrize("stack", [(), (2,)], ids=["one", "groups"])
@@ -152,7 +158,7 @@ def test_inverse_equals_the_dense_one(
     A, G = factors(*stack)
     lower = [np.where(np.tri(M.shape[-1]), M, 5.0) for M in (A, G)]
     inverse, V = make(method, stack, dtype), gradient(*stack)
-    inverse.refresh(*tensors(*lower, uses, damping, dtype=dtype))
+    inverse.refresh(*state(*lower, uses, damping, dtype=dtype))
     found = precondition(inverse, *tensors(V, damping, dtype=dtype))
     assert relative_error(found, solve(A, G, uses, damping, method, V)) < tolerance
 
@@ -163,7 +169,7 @@ def test_inverse_with_a_factor_of_zeros_is_the_damping_alone(method: str, zero: 
     A, G = factors()
     A, G = (0 * A, G) if zero == "A" else (A, 0 * G)
     inverse, V = make(method), gradient()
-    inverse.refresh(*tensors(A, G, 2.0, 0.3))
+    inverse.refresh(*state(A, G, 2.0, 0.3))
     found = precondition(inverse, *tensors(V, 0.3))
     assert relative_error(found, solve(A, G, 2.0, 0.3, method, V)) < 1e-12
 
@@ -171,7 +177,7 @@ def test_inverse_with_a_factor_of_zeros_is_the_damping_alone(method: str, zero: 
 def test_eigen_takes_a_new_damping_without_a_new_decomposition() -> None:
     (A, G), V = factors(), gradient()
     inverse = make("eigen")
-    inverse.refresh(*tensors(A, G, 3.0, 0.5))
+    inverse.refresh(*state(A, G, 3.0, 0.5))
     found = precondition(inverse, *tensors(V, 0.01))
     assert relative_error(found, solve(A, G, 3.0, 0.01, "eigen", V)) < 1e-12
 
@@ -179,7 +185,7 @@ def test_eigen_takes_a_new_damping_without_a_new_decomposition() -> None:
 def test_cholesky_keeps_the_damping_of_its_refresh() -> None:
     (A, G), V = factors(), gradient()
     inverse = make("cholesky")
-    inverse.refresh(*tensors(A, G, 3.0, 0.5))
+    inverse.refresh(*state(A, G, 3.0, 0.5))
     found = precondition(inverse, *tensors(V, 0.01))
     assert relative_error(found, solve(A, G, 3.0, 0.5, "cholesky", V)) < 1e-12
 
@@ -200,17 +206,17 @@ def test_a_refresh_without_finite_result_is_dropped(method: str, graph: bool, wh
     inverse, V = make(method), tf.constant(gradient())
     refresh = tf.function(inverse.refresh) if graph else inverse.refresh
     good = dict(zip(("A", "G", "uses"), (*factors(), 2.0), strict=True))
-    refresh(*tensors(*good.values(), 0.1))
+    refresh(*state(*good.values(), 0.1))
     before = precondition(inverse, *tensors(V, 0.1)).numpy()
-    refresh(*tensors(*(good | {what: np.nan * good[what]}).values(), 0.1))
+    refresh(*state(*(good | {what: np.nan * good[what]}).values(), 0.1))
     assert np.array_equal(precondition(inverse, *tensors(V, 0.1)), before)
-    refresh(*tensors(*factors(seed=1), 2.0, 0.1))
+    refresh(*state(*factors(seed=1), 2.0, 0.1))
     assert not np.allclose(precondition(inverse, *tensors(V, 0.1)), before)
 
 
 def test_cholesky_of_an_indefinite_factor_is_dropped() -> None:
     inverse, V = make("cholesky"), gradient()
-    inverse.refresh(*tensors(-np.eye(4), np.eye(3), 1.0, 0.1))
+    inverse.refresh(*state(-np.eye(4), np.eye(3), 1.0, 0.1))
     assert np.array_equal(precondition(inverse, *tensors(V, 0.1)), V)
 
 
@@ -218,6 +224,6 @@ def test_cholesky_of_an_indefinite_factor_is_dropped() -> None:
 def test_shapes_are_those_of_what_is_kept(method: str) -> None:
     for stack in ((), (2,)):
         inverse = make(method, stack)
-        kept = inverse.compute(*tensors(*factors(*stack), 1.0, 0.1))
+        kept = inverse.compute(*state(*factors(*stack), 1.0, 0.1))
         assert [tuple(value.shape) for value in kept] == list(inverse.shapes().values())
         assert [tuple(v.shape) for v in inverse.variables] == list(inverse.shapes().values())

@@ -14,12 +14,6 @@ from tfkfac import linalg
 from tfkfac.blocks import Block, KroneckerBlock
 from tfkfac.factor_forms import DENSE
 
-_INVERSE_FLOPS = {"cholesky": 2.0, "eigen": 9.0}
-"""Operations of one inverse (or eigendecomposition), in units of d³."""
-
-_PRECONDITION_PRODUCTS = {"cholesky": 2, "eigen": 4}
-"""Matrix products in one preconditioning."""
-
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
@@ -64,7 +58,7 @@ class StepCost:
 
 
 def block_cost(
-    block: KroneckerBlock, batch_size: int, uses: int, method: str, *, first: bool = False
+    block: KroneckerBlock, batch_size: int, uses: int, *, first: bool = False
 ) -> StepCost:
     """The work that one block and its layer cause.
 
@@ -72,7 +66,6 @@ def block_cost(
         block: The block.
         batch_size: N.
         uses: |T|, the places of an example that use the layer.
-        method: How the inverse is kept.
         first: Whether no gradient is needed before the layer.
     """
     places = batch_size * uses
@@ -84,18 +77,18 @@ def block_cost(
     of_inputs, of_outputs = (2.0 * places * (entries(d) if f is DENSE else d) for f, d in forms)
     moments = of_inputs * block.moment_share + of_outputs
     widths = sum(dim if form is DENSE else 1 for form, dim in forms)
-    products = _PRECONDITION_PRODUCTS[method] * inputs * outputs * widths
+    products = 2.0 * block.inverse.products * inputs * outputs * widths
     return StepCost(
         forward=product,
         backward=product if first else 2.0 * product,
         extra_backward=0.0 if first else product,
         factors=block.groups * moments,
         precondition=block.groups * products,
-        inverses=_INVERSE_FLOPS[method] * block.refresh_cost,
+        inverses=block.inverse.operations * block.refresh_cost,
     )
 
 
-def block_costs(blocks: Sequence[Block], method: str, batch_size: int) -> dict[int, StepCost]:
+def block_costs(blocks: Sequence[Block], batch_size: int) -> dict[int, StepCost]:
     """id of a block → its work, for the blocks whose number of uses is known."""
     costs: dict[int, StepCost] = {}
     for block in blocks:
@@ -103,7 +96,7 @@ def block_costs(blocks: Sequence[Block], method: str, batch_size: int) -> dict[i
             continue
         uses = uses_of_output(block)
         if uses is not None:
-            costs[id(block)] = block_cost(block, batch_size, uses, method, first=not costs)
+            costs[id(block)] = block_cost(block, batch_size, uses, first=not costs)
     return costs
 
 

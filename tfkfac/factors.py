@@ -18,6 +18,9 @@ from tfkfac.factor_forms import DENSE, FactorForm
 AddVariable = Callable[..., Any]
 """``keras.optimizers.Optimizer.add_variable``."""
 
+Averages = Mapping[str, tf.Tensor]
+"""Name → decayed average of a statistic."""
+
 
 class DecayedAverages:
     """Decayed averages of several statistics that are always updated together.
@@ -96,7 +99,14 @@ class KroneckerInverse(abc.ABC):
         dtype: Floating dtype.
         input_form: How A is kept.
         output_form: How G is kept.
+
+    Attributes:
+        products: Matrix products with each factor in one `apply`.
+        operations: Of one `compute`, in units of d³ for each factor.
     """
+
+    products: int
+    operations: float
 
     def __init__(
         self,
@@ -122,10 +132,13 @@ class KroneckerInverse(abc.ABC):
         """Name → shape of what is kept."""
 
     @abc.abstractmethod
-    def compute(
-        self, inputs: tf.Tensor, outputs: tf.Tensor, uses: tf.Tensor, damping: tf.Tensor
-    ) -> list[tf.Tensor]:
-        """What is kept, from the factors A and G in their forms, |T| and the damping λ."""
+    def compute(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
+        """What is kept.
+
+        Args:
+            averages: The factors "A" and "G" in their forms, and |T| as "uses".
+            damping: λ.
+        """
 
     @abc.abstractmethod
     def apply(self, kept: list[tf.Tensor], matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
@@ -138,16 +151,19 @@ class KroneckerInverse(abc.ABC):
                 shape=shape,
                 dtype=self.dtype,
                 name=f"{self.name}_{key}",
-                initializer="ones" if len(shape) == len(self.stack) + 1 else _identity_initializer,
+                initializer=self.initializer(key),
             )
             for key, shape in self.shapes().items()
         ]
 
-    def refresh(
-        self, inputs: tf.Tensor, outputs: tf.Tensor, uses: tf.Tensor, damping: tf.Tensor
-    ) -> None:
+    def initializer(self, key: str) -> Any:
+        """What a variable holds before the first refresh: identities, of diagonals ones."""
+        rank = len(self.shapes()[key]) - len(self.stack)
+        return "ones" if rank == 1 else _identity_initializer
+
+    def refresh(self, averages: Averages, damping: tf.Tensor) -> None:
         """Recomputes what is kept; a result with a non-finite entry is dropped."""
-        fresh = self.compute(inputs, outputs, uses, damping)
+        fresh = self.compute(averages, damping)
         finite = linalg.finite_diagonals(*fresh)
         for variable, value in zip(self.variables, fresh, strict=True):
             variable.assign(tf.where(finite, value, variable))
@@ -164,6 +180,9 @@ class CholeskyInverse(KroneckerInverse):
     the factors' mean eigenvalues. The damping is the one of the last refresh.
     """
 
+    products = 1
+    operations = 2.0
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Two inverses; 1/|T| is folded into the first."""
         return {
@@ -171,10 +190,9 @@ class CholeskyInverse(KroneckerInverse):
             "output_inverse": self.output_form.shape(self.stack, self.output_dim),
         }
 
-    def compute(
-        self, inputs: tf.Tensor, outputs: tf.Tensor, uses: tf.Tensor, damping: tf.Tensor
-    ) -> list[tf.Tensor]:
+    def compute(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
         """The damped inverses of both factors."""
+        inputs, outputs, uses = averages["A"], averages["G"], averages["uses"]
         balance = damping_balance(
             self.input_form.mean_eigenvalue(inputs), self.output_form.mean_eigenvalue(outputs)
         )
@@ -196,6 +214,9 @@ class EigenInverse(KroneckerInverse):
     ``Q_A [ (Q_Aᵀ V Q_G) / (|T|·d_A d_Gᵀ + λ) ] Q_Gᵀ``: λ may change without a new decomposition.
     """
 
+    products = 2
+    operations = 9.0
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Eigenvalues and, of dense factors, eigenvectors; |T| is folded into d_A."""
         return {
@@ -203,12 +224,11 @@ class EigenInverse(KroneckerInverse):
             **self._shapes_of("output", self.output_form, self.output_dim),
         }
 
-    def compute(
-        self, inputs: tf.Tensor, outputs: tf.Tensor, uses: tf.Tensor, damping: tf.Tensor
-    ) -> list[tf.Tensor]:
+    def compute(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
         """The eigendecompositions of both factors."""
-        input_values, *input_vectors = self.input_form.eigenbasis(inputs)
-        return [uses * input_values, *input_vectors, *self.output_form.eigenbasis(outputs)]
+        input_values, *input_vectors = self.input_form.eigenbasis(averages["A"])
+        output_basis = self.output_form.eigenbasis(averages["G"])
+        return [averages["uses"] * input_values, *input_vectors, *output_basis]
 
     def apply(self, kept: list[tf.Tensor], matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
         """Rotates, divides by the damped eigenvalues, rotates back."""

@@ -40,12 +40,10 @@ class LayerCollection:
     Args:
         model: The model, only for its name and size.
         blocks: The blocks.
-        method: How inverses are kept.
     """
 
-    def __init__(self, model: Any, blocks: Sequence[Block], method: str) -> None:
+    def __init__(self, model: Any, blocks: Sequence[Block]) -> None:
         self.blocks = list(blocks)
-        self.method = method
         self._model_name = model.name
 
     @classmethod
@@ -86,7 +84,7 @@ class LayerCollection:
             except NotCoveredError as why:
                 reasons[id(layer)] = str(why)
         blocks = _without_conflicts(blocks, reasons)
-        return cls(model, [*blocks, *_fallbacks(model, layers, blocks, reasons)], method)
+        return cls(model, [*blocks, *_fallbacks(model, layers, blocks, reasons)])
 
     def __getitem__(self, layer_name: str) -> Block:
         """The block of the layer with this name or path."""
@@ -163,7 +161,7 @@ class LayerCollection:
         Args:
             batch_size: Examples in a batch.
         """
-        return total(block_costs(self.blocks, self.method, batch_size).values())
+        return total(block_costs(self.blocks, batch_size).values())
 
     def factor_bytes(self) -> int:
         """Bytes of one copy of all factors."""
@@ -189,7 +187,6 @@ class LayerCollection:
             self._model_name,
             self.blocks,
             coverage=self.coverage(),
-            method=self.method,
             batch_size=batch_size,
             factor_update_every=factor_update_every,
             inverse_update_every=inverse_update_every,

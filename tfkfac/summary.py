@@ -17,7 +17,6 @@ def print_summary(
     blocks: Sequence[Block],
     *,
     coverage: float,
-    method: str,
     batch_size: int,
     factor_update_every: int,
     inverse_update_every: int,
@@ -29,13 +28,12 @@ def print_summary(
         model_name: For the title.
         blocks: The blocks.
         coverage: Share of the parameters under a Kronecker block.
-        method: How inverses are kept.
         batch_size: For the predicted cost.
         factor_update_every: Likewise.
         inverse_update_every: Likewise.
         print_fn: Receives the text; prints to the terminal by default.
     """
-    costs = cost.block_costs(blocks, method, batch_size)
+    costs = cost.block_costs(blocks, batch_size)
     schedule = (factor_update_every, inverse_update_every)
     table = rich.table.Table(title=f'KFAC blocks of model "{model_name}"', show_lines=False)
     for heading in ("Layer (type)", "Block", "Factors"):

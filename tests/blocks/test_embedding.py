@@ -218,6 +218,20 @@ def test_tied_embedding_keeps_the_trace_of_both_kinds() -> None:
 
 
 @needs_reversible
+def test_training_inverts_the_product_of_both_kinds() -> None:
+    model = _tied("both")
+    kfac = tfkfac.KFAC(0.0, seed=0, inverse_update_every=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(kfac, loss, run_eagerly=True)
+    model.train_on_batch(TOKENS, TOKENS)
+    block = next(b for b in kfac.layer_collection if b.label == "TiedEmbedding")
+    gradient = [tf.random.stateless_normal([6, 4], [1, 2])]
+    (kept,) = block.precondition(gradient)
+    (fresh,) = block.precondition(gradient, damping=1e-3)
+    assert relative_error(kept, fresh) < 1e-5
+
+
+@needs_reversible
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_reversible_embedding_trains(tie_weights: bool, options: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ class EmbeddingBlock(KroneckerBlock):
             return super().precondition(gradients, damping)
         kept, damping = self.kept_and_damping(damping)
         rows_of_kept = [tf.gather(kept[0], gradient.indices), *kept[1:]]
-        values = self._inverse.apply(rows_of_kept, tf.cast(gradient.values, self.dtype), damping)
+        values = self.inverse.apply(rows_of_kept, tf.cast(gradient.values, self.dtype), damping)
         return [tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)]
 
 

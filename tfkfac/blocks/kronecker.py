@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
 from tfkfac.factor_forms import DENSE, FactorForm, form_of
-from tfkfac.factors import METHODS, AddVariable
+from tfkfac.factors import METHODS, AddVariable, KroneckerInverse
 
 
 class KroneckerBlock(CurvatureBlock):
@@ -19,6 +19,9 @@ class KroneckerBlock(CurvatureBlock):
 
     Subclasses say how inputs, pre-activations and kernels of their layer family become rows and
     matrices; everything that follows is here.
+
+    Attributes:
+        inverse: What is kept to precondition with.
 
     Args:
         layer: The Keras layer.
@@ -60,7 +63,7 @@ class KroneckerBlock(CurvatureBlock):
             "uses": (),
         }
         super().__init__([layer], [kernel] if bias is None else [kernel, bias], shapes)
-        self._inverse = METHODS[method](
+        self.inverse: KroneckerInverse = METHODS[method](
             self.state_name,
             stack,
             self.input_dim,
@@ -179,10 +182,7 @@ class KroneckerBlock(CurvatureBlock):
 
     def refresh(self, damping: tf.Tensor) -> None:
         """Recomputes the inverses from the averages."""
-        averages = self._averages.read()
-        self._inverse.refresh(
-            averages["A"], averages["G"], averages["uses"], tf.cast(damping, self.dtype)
-        )
+        self.inverse.refresh(self.averages(), tf.cast(damping, self.dtype))
 
     @property
     def moment_share(self) -> float:
@@ -202,17 +202,17 @@ class KroneckerBlock(CurvatureBlock):
     def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:
         """Makes the averages and the inverses."""
         super().build(add_variable, damping)
-        self._inverse.build(add_variable)
+        self.inverse.build(add_variable)
 
     @property
     def state(self) -> list[Any]:
         """The averages, and what the inverse method keeps."""
-        return [*super().state, *self._inverse.variables]
+        return [*super().state, *self.inverse.variables]
 
     @property
     def state_size(self) -> int:
         """Averages and what the inverse method keeps."""
-        kept = sum(math.prod(shape) for shape in self._inverse.shapes().values())
+        kept = sum(math.prod(shape) for shape in self.inverse.shapes().values())
         return super().state_size + kept
 
     @property
@@ -237,7 +237,7 @@ class KroneckerBlock(CurvatureBlock):
         dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
         matrix = self.to_matrix([tf.cast(gradient, self.dtype) for gradient in dense])
         kept, damping = self.kept_and_damping(damping)
-        return self.from_matrix(self._inverse.apply(kept, matrix, damping))
+        return self.from_matrix(self.inverse.apply(kept, matrix, damping))
 
     def kept_and_damping(
         self, damping: float | tf.Tensor | None
@@ -245,9 +245,8 @@ class KroneckerBlock(CurvatureBlock):
         """What the inverse method kept at its last refresh, or would keep for a damping."""
         averages, damped = self.averages(), self.damping_or_current(damping)
         if damping is None:
-            return self._inverse.kept(), damped
-        kept = self._inverse.compute(averages["A"], averages["G"], averages["uses"], damped)
-        return kept, damped
+            return self.inverse.kept(), damped
+        return self.inverse.compute(averages, damped), damped
 
     def to_dense(self) -> tf.Tensor:
         """``|T| · A ⊗ G``; block-diagonal over groups."""
