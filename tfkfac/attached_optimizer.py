@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkfac import recurrent_pass
+from tfkfac.blocks import RecurrentBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.registry import supported
@@ -23,7 +25,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._recorder = Recorder(
-            relevant=supported, watched=self._watched_variables, prepare=self._build_early
+            relevant=self._is_relevant, watched=self._watched_variables, prepare=self._build_early
         )
         self._model_reference: Any = lambda: None
 
@@ -117,6 +119,19 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
         if alone and model.built and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
+
+    def _is_relevant(self, layer: Any) -> bool:
+        """Whether a layer is to be observed.
+
+        A recurrent layer that is observed runs another loop than Keras' own: only if a block of it
+        needs that.
+        """
+        if not isinstance(layer, keras.layers.RNN):
+            return supported(layer)
+        if not self._require_model().built:
+            return recurrent_pass.why_not(layer) is None
+        blocks = [block for block in self.layer_collection if isinstance(block, RecurrentBlock)]
+        return any(layer is block.layers[0] for block in blocks)
 
     def _watched_variables(self) -> list[Any]:
         """The variables that the backward pass of the curvature has to reach."""

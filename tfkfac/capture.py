@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals, linalg
+from tfkfac import keras_internals, linalg, recurrent_pass
 from tfkfac.blocks import Block, CurvatureBlock, Use
 from tfkfac.losses import LossCall
 from tfkfac.stand_ins import StandIn, noting_preactivations
@@ -213,7 +213,11 @@ class Recorder:
         for layer in keras_internals.flatten_layers(self._model):
             if id(layer) not in self._layers and self._relevant(layer):
                 self._layers.add(id(layer))
-                self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
+                if isinstance(layer, keras.layers.RNN):
+                    observer = functools.partial(self._on_inner_loop, layer)
+                    self._observe(layer, "inner_loop", observer)
+                else:
+                    self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
 
     def _observe(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         stand_in = vars(owner).get(name)
@@ -282,6 +286,29 @@ class Recorder:
             Use(inputs, seen, mask, arguments) for seen in preactivations
         )
         return outputs
+
+    def _on_inner_loop(
+        self,
+        layer: Any,
+        inner_loop: Callable[..., Any],
+        sequences: tf.Tensor,
+        initial_state: Any,
+        mask: Any,
+        training: Any = False,
+    ) -> Any:
+        record = self._find()
+        if record is None or not record.open:
+            return inner_loop(sequences, initial_state, mask, training)
+        if record.graph is not _current_graph():
+            record.unreachable.append(layer.name)
+            return inner_loop(sequences, initial_state, mask, training)
+        results, passes = recurrent_pass.run(
+            layer, sequences, initial_state, mask, training, record.tape.watch
+        )
+        for seen in passes:
+            use = Use(seen.inputs, seen.projections, seen.mask, {"cell_pass": seen})
+            record.uses.setdefault(id(seen.cell), []).append(use)
+        return results
 
     def _find(self) -> Record | None:
         """The record of the current trace and replica.

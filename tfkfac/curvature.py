@@ -14,6 +14,7 @@ from tfkfac.fisher import Estimator
 from tfkfac.losses import Observation
 from tfkfac.predictive import Noise
 from tfkfac.use_weights import use_weights
+from tfkfac.variable_slice import whole_of
 
 Statistics = list[tuple[CurvatureBlock, dict[str, tf.Tensor]]]
 """Blocks that were seen, with the name → value of their statistics."""
@@ -79,7 +80,7 @@ def _reached(
     if isinstance(block, DiagonalBlock):
         return gradients
     hidden = all(gradient is None for gradient in gradients)
-    if hidden and any(id(variable) in trained for variable in block.variables):
+    if hidden and any(id(whole_of(variable)) in trained for variable in block.variables):
         raise ValueError(
             f"Layer {block.name!r} is trained, but no path leads from the losses back to its "
             "pre-activations, so KFAC has no statistics of it. Is it called inside "
@@ -117,7 +118,8 @@ def require_seen(
     trained = {id(variable) for variable in variables}
     for block in blocks:
         hidden = block.name in record.unreachable
-        if isinstance(block, DiagonalBlock) or not any(id(v) in trained for v in block.variables):
+        has_gradient = any(id(whole_of(variable)) in trained for variable in block.variables)
+        if isinstance(block, DiagonalBlock) or not has_gradient:
             continue
         if record.uses_of(block) and not hidden:
             continue

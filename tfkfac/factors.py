@@ -164,9 +164,13 @@ class KroneckerInverse(abc.ABC):
     def refresh(self, averages: Averages, damping: tf.Tensor) -> None:
         """Recomputes what is kept; a result with a non-finite entry is dropped."""
         fresh = self.compute(averages, damping)
-        finite = linalg.finite_diagonals(*fresh)
+        finite = self.is_finite(fresh)
         for variable, value in zip(self.variables, fresh, strict=True):
             variable.assign(tf.where(finite, value, variable))
+
+    def is_finite(self, fresh: list[tf.Tensor]) -> tf.Tensor:
+        """Whether a result of `compute` may be kept, a boolean scalar."""
+        return linalg.finite_diagonals(*fresh)
 
     def kept(self) -> list[tf.Tensor]:
         """What was kept at the last refresh, for `apply`."""

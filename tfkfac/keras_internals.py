@@ -54,6 +54,13 @@ def arguments_of(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return dict(inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments)
 
 
+def rnn(*args: Any, **kwargs: Any) -> Any:
+    """The loop over the steps of a sequence with which Keras' recurrent layers are made."""
+    from keras.src import backend
+
+    return backend.rnn(*args, **kwargs)
+
+
 def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
     """Makes a Keras mask travel with a tensor."""
     if mask is not None:

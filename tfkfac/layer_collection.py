@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfkfac import keras_internals
@@ -17,9 +18,12 @@ from tfkfac.blocks import (
     KroneckerBlock,
     PlainGradient,
 )
+from tfkfac.chain_inverses import RECURRENT
 from tfkfac.cost import StepCost, block_costs, total
+from tfkfac.hyperparameters import require_choice
 from tfkfac.registry import NotCoveredError, build_blocks
 from tfkfac.summary import print_summary
+from tfkfac.variable_slice import VariableSlice, put, take, whole_of
 
 MAX_FACTOR_SIZE = 8192
 """Largest dense factor by default (measured, see docs/layers.md)."""
@@ -54,6 +58,7 @@ class LayerCollection:
         method: str = "cholesky",
         skip: Sequence[str] = (),
         max_factor_size: int | None = MAX_FACTOR_SIZE,
+        recurrent: str | Mapping[str, str] = "independent",
     ) -> LayerCollection:
         """Finds the block of every layer, nested to any depth.
 
@@ -62,6 +67,7 @@ class LayerCollection:
             method: How inverses are kept: "cholesky" or "eigen".
             skip: Regular expressions; layers whose path one of them matches get no curvature.
             max_factor_size: Factors of a larger dimension keep their diagonal only.
+            recurrent: The curvature of recurrent layers, one for all or regular expression → one.
 
         Raises:
             ValueError: The model has no weights yet, or a pattern matches no layer.
@@ -72,7 +78,8 @@ class LayerCollection:
                 "model.build(input_shape), before it is scanned."
             )
         layers = keras_internals.flatten_layers(model)
-        skipped = _matching(layers, skip)
+        skipped = _matching("skip", layers, skip)
+        forms = _recurrent_forms(layers, recurrent)
         blocks: list[Block] = []
         reasons: dict[int, str] = {}
         for layer in layers:
@@ -80,6 +87,8 @@ class LayerCollection:
                 if id(layer) in skipped:
                     raise NotCoveredError(_SKIPPED)
                 options = {"method": method, "max_factor_size": max_factor_size}
+                if isinstance(layer, keras.layers.RNN):
+                    options["recurrent"] = forms[id(layer)]
                 blocks.extend(build_blocks(layer, layers, **options))
             except NotCoveredError as why:
                 reasons[id(layer)] = str(why)
@@ -144,16 +153,20 @@ class LayerCollection:
             variables: The trainable variables; one that is missing has a gradient of zero.
         """
         given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
-        directions: dict[int, tf.Tensor] = {}
+        parts: list[Any] = []
+        directions: list[tf.Tensor] = []
         for block in self.blocks:
-            keys = [id(variable) for variable in block.variables]
-            if any(key in given for key in keys):
+            if any(id(whole_of(variable)) in given for variable in block.variables):
                 of_block = [
-                    given[key] if key in given else tf.zeros(variable.shape, variable.dtype)
-                    for key, variable in zip(keys, block.variables, strict=True)
+                    take(variable, given)
+                    if id(whole_of(variable)) in given
+                    else tf.zeros(variable.shape, variable.dtype)
+                    for variable in block.variables
                 ]
-                directions.update(zip(keys, block.precondition(of_block), strict=True))
-        return [directions[id(variable)] for variable in variables]
+                parts.extend(block.variables)
+                directions.extend(block.precondition(of_block))
+        wholes = put(parts, directions)
+        return [wholes[id(variable)] for variable in variables]
 
     def cost(self, *, batch_size: int) -> StepCost:
         """The operations of a step, of the layers whose number of uses Keras knows.
@@ -206,7 +219,7 @@ class LayerCollection:
         )
 
 
-def _matching(layers: Sequence[Any], patterns: Sequence[str]) -> set[int]:
+def _matching(argument: str, layers: Sequence[Any], patterns: Iterable[str]) -> set[int]:
     """ids of the layers whose path is matched by one of the patterns."""
     matched: set[int] = set()
     for pattern in patterns:
@@ -214,24 +227,51 @@ def _matching(layers: Sequence[Any], patterns: Sequence[str]) -> set[int]:
         if not found:
             paths = ", ".join(layer.path or layer.name for layer in layers)
             raise ValueError(
-                f"Argument `skip`: pattern {pattern!r} matches no layer. The layers' paths are: "
-                f"{paths}."
+                f"Argument `{argument}`: pattern {pattern!r} matches no layer. The layers' "
+                f"paths are: {paths}."
             )
         matched |= found
     return matched
 
 
+def _recurrent_forms(layers: Sequence[Any], recurrent: str | Mapping[str, str]) -> dict[int, str]:
+    """id of a recurrent layer → the form of its curvature; the first matching pattern counts."""
+    layers = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
+    forms = {id(layer): "independent" for layer in layers}
+    patterns = {"": recurrent} if isinstance(recurrent, str) else recurrent
+    for pattern, form in reversed(list(patterns.items())):
+        require_choice("recurrent", form, RECURRENT)
+        matched = _matching("recurrent", layers, [pattern] if layers or pattern else [])
+        forms.update(dict.fromkeys(matched, form))
+    return forms
+
+
 def _without_conflicts(blocks: Sequence[Block], reasons: dict[int, str]) -> list[Block]:
-    """Drops blocks that claim a variable together with another: it is used in two places."""
-    owners: dict[int, list[Block]] = {}
+    """Drops blocks that claim a variable together with another: it is used in two places.
+
+    The blocks of one layer may share it out among them.
+    """
+    owners: dict[Any, list[Block]] = {}
     for block in blocks:
         for variable in block.variables:
-            owners.setdefault(id(variable), []).append(block)
-    shared = {id(block) for claims in owners.values() if len(claims) > 1 for block in claims}
+            owners.setdefault(id(whole_of(variable)), []).append(block)
+    shared = {
+        id(block)
+        for key, claims in owners.items()
+        if len(claims) > 1 and not _is_shared_out(key, claims)
+        for block in claims
+    }
     for block in blocks:
         if id(block) in shared:
             reasons[id(block.layers[0])] = "shares a variable with another layer"
     return [block for block in blocks if id(block) not in shared]
+
+
+def _is_shared_out(key: int, claims: Sequence[Block]) -> bool:
+    """Whether blocks of one layer claim different parts of the variable with this id."""
+    claimed = [v for block in claims for v in block.variables if id(whole_of(v)) == key]
+    parts = all(isinstance(v, VariableSlice) for v in claimed)
+    return parts and len({id(block.layers[-1]) for block in claims}) == 1
 
 
 def _fallbacks(
@@ -241,10 +281,13 @@ def _fallbacks(
 
     What the user has skipped follows the plain gradient.
     """
-    covered = {id(variable) for block in blocks for variable in block.variables}
+    covered = {id(whole_of(variable)) for block in blocks for variable in block.variables}
     left = {id(v): v for v in model.trainable_variables if id(v) not in covered}
     owners = {id(v): model for v in left.values()}
+    cells = {id(layer.cell) for layer in layers if isinstance(layer, keras.layers.RNN)}
     for layer in layers:  # parents come before their children: the innermost layer wins
+        if id(layer) in cells:
+            continue  # a cell is no layer of its own
         owners.update({id(v): layer for v in layer.trainable_variables if id(v) in left})
     grouped: dict[int, tuple[Any, list[Any]]] = {}
     for key, variable in left.items():

@@ -93,15 +93,33 @@ def inverse(lower: tf.Tensor) -> tf.Tensor:
     Returns:
         ``[..., d, d]``, full and symmetric; NaN where the matrix is not positive definite.
     """
-    root = _triangular_inverse(tf.linalg.cholesky(lower))
-    return _gram_of_triangle(root)
+    return _gram_of_triangle(inverse_root(lower))
+
+
+def inverse_root(lower: tf.Tensor) -> tf.Tensor:
+    """``R`` with ``RᵀR = M⁻¹`` of a positive definite M given by its lower triangle.
+
+    Returns:
+        ``[..., d, d]``, lower triangular; NaN where the matrix is not positive definite.
+    """
+    return _triangular_inverse(tf.linalg.cholesky(lower))
 
 
 def eigenbasis(lower: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Eigenvalues (clipped at zero) and eigenvectors of a positive semi-definite matrix.
 
-    ``eigh`` raises an uncatchable error on non-finite input outside XLA, so such a matrix is
-    replaced by the identity and its result by NaN: callers keep their last good basis.
+    Returns:
+        ``(values [..., d], vectors [..., d, d])``, ascending, vectors in columns.
+    """
+    values, vectors = eigh(lower)
+    return tf.maximum(values, 0.0), vectors
+
+
+def eigh(lower: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Eigenvalues and eigenvectors of a symmetric matrix given by its lower triangle.
+
+    ``tf.linalg.eigh`` raises an uncatchable error on non-finite input outside XLA, so such a matrix
+    is replaced by the identity and its result by NaN: callers keep their last good basis.
 
     Returns:
         ``(values [..., d], vectors [..., d, d])``, ascending, vectors in columns.
@@ -110,7 +128,7 @@ def eigenbasis(lower: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     safe = tf.where(finite, lower, tf.eye(lower.shape[-1], dtype=lower.dtype))
     values, vectors = tf.linalg.eigh(safe)
     poison = tf.where(finite, tf.zeros([], lower.dtype), tf.constant(float("nan"), lower.dtype))
-    return tf.maximum(values, 0.0) + poison, vectors + poison
+    return values + poison, vectors + poison
 
 
 def all_finite(*tensors: tf.Tensor) -> tf.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from tfkfac import indexed_slices, linalg, losses
 from tfkfac.attached_optimizer import AttachedOptimizer, require_one_worker
+from tfkfac.blocks import Block
 from tfkfac.capture import Record
+from tfkfac.chain_inverses import RECURRENT
 from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
@@ -22,6 +24,7 @@ from tfkfac.noise import PhiloxNoise
 from tfkfac.schedule import is_due, take_turns
 from tfkfac.step_size import clipped_step
 from tfkfac.units import of_mean_loss
+from tfkfac.variable_slice import whole_of
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
@@ -59,6 +62,9 @@ class KFAC(AttachedOptimizer):
         max_factor_size: A Kronecker factor of a larger dimension keeps its diagonal only (its
             memory grows with the square of the dimension, its inverse with the cube); None for no
             limit.
+        recurrent: The curvature of recurrent layers: "independent" (steps), "lggm_symmetric" or
+            "lggm_limit" (chains of steps, Martens, Ba & Johnson 2018); one for all layers, or a
+            dict of regular expressions of their paths → one; the first that matches counts.
         max_exact_outputs: Limit of the scalars in one example's output for ``fisher="exact"``.
         model: The model, where it is not introduced by ``model.compile`` (see `attach`).
         seed: Seed of the sampled targets; drawn from Python's random numbers if None.
@@ -92,6 +98,7 @@ class KFAC(AttachedOptimizer):
         kl_clip: Any = 1e-3,
         skip: Sequence[str] = (),
         max_factor_size: int | None = MAX_FACTOR_SIZE,
+        recurrent: str | Mapping[str, str] = "independent",
         max_exact_outputs: int = 1024,
         model: Any = None,
         seed: int | None = None,
@@ -131,6 +138,9 @@ class KFAC(AttachedOptimizer):
         if max_factor_size is not None:
             Range(1, integer=True).check("max_factor_size", max_factor_size)
         self.max_factor_size = max_factor_size
+        for form in [recurrent] if isinstance(recurrent, str) else recurrent.values():
+            require_choice("recurrent", form, RECURRENT)
+        self.recurrent = recurrent if isinstance(recurrent, str) else dict(recurrent)
         self.max_exact_outputs = max_exact_outputs
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self._collection: LayerCollection | None = None
@@ -181,7 +191,7 @@ class KFAC(AttachedOptimizer):
             None: [self._updates, self._skipped_steps, self._largest_batch]
         }
         for block in self.layer_collection.curvature_blocks:
-            state[(type(block), *map(id, block.variables))] = block.state
+            state[_identity_of(block)] = block.state
         for variable, *own in zip(
             self._trainable_variables, self._velocities, *averages, strict=True
         ):
@@ -202,6 +212,7 @@ class KFAC(AttachedOptimizer):
                 method=self.method,
                 skip=self.skip,
                 max_factor_size=self.max_factor_size,
+                recurrent=self.recurrent,
             )
         return self._collection
 
@@ -356,6 +367,7 @@ class KFAC(AttachedOptimizer):
             method=self.method,
             skip=list(self.skip),
             max_factor_size=self.max_factor_size,
+            recurrent=self.recurrent,
             max_exact_outputs=self.max_exact_outputs,
             seed=self.seed,
         )
@@ -369,6 +381,12 @@ class KFAC(AttachedOptimizer):
         scheduled = {
             key: keras.optimizers.schedules.deserialize(value, custom_objects=custom_objects)
             for key, value in config.items()
-            if isinstance(value, dict)
+            if isinstance(value, dict) and "class_name" in value
         }
         return cls(**{**config, **scheduled})
+
+
+def _identity_of(block: Block) -> tuple[Any, ...]:
+    """What tells that two blocks are the curvature of the same (parts of) variables."""
+    parts = [getattr(variable, "part", None) for variable in block.variables]
+    return type(block), *(id(whole_of(variable)) for variable in block.variables), *parts

@@ -12,6 +12,7 @@ from tfkfac.blocks.einsum import EinsumDenseBlock
 from tfkfac.blocks.embedding import EmbeddingBlock
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.plain import PlainGradient
+from tfkfac.blocks.recurrent import RecurrentBlock
 from tfkfac.blocks.scale_shift import ScaleShiftBlock
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "EmbeddingBlock",
     "KroneckerBlock",
     "PlainGradient",
+    "RecurrentBlock",
     "ScaleShiftBlock",
     "Use",
 ]

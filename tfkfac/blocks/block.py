@@ -24,12 +24,14 @@ class Use:
         mask: Keras mask of the inputs (True = counts), of the shape of the leading axes of
             `inputs`, or None.
         arguments: Name → value of the other arguments with which the layer was called.
+        memo: What blocks that see the same use need compute only once.
     """
 
     inputs: tf.Tensor
     preactivations: tf.Tensor
     mask: tf.Tensor | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    memo: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

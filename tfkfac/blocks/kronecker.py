@@ -30,7 +30,7 @@ class KroneckerBlock(CurvatureBlock):
         input_dim: Rows of the kernel as a matrix (without bias).
         output_dim: Columns of the kernel as a matrix.
         groups: Number of independent pairs of factors; the kernel is then a stack of matrices.
-        method: How the inverse is kept, a key of ``tfkfac.factors.METHODS``.
+        method: How the inverse is kept, a key of ``tfkfac.factors.METHODS`` or a class.
         max_factor_size: A factor of a larger dimension keeps its diagonal only; None for no limit.
         input_form: How A is kept, where that is not a question of its size.
     """
@@ -46,7 +46,7 @@ class KroneckerBlock(CurvatureBlock):
         input_dim: int,
         output_dim: int,
         groups: int = 1,
-        method: str = "cholesky",
+        method: str | type[KroneckerInverse] = "cholesky",
         max_factor_size: int | None = None,
         input_form: FactorForm | None = None,
     ) -> None:
@@ -63,7 +63,8 @@ class KroneckerBlock(CurvatureBlock):
             "uses": (),
         }
         super().__init__([layer], [kernel] if bias is None else [kernel, bias], shapes)
-        self.inverse: KroneckerInverse = METHODS[method](
+        kind = METHODS[method] if isinstance(method, str) else method
+        self.inverse: KroneckerInverse = kind(
             self.state_name,
             stack,
             self.input_dim,
@@ -129,6 +130,10 @@ class KroneckerBlock(CurvatureBlock):
             sums = tf.linalg.matvec(rows, tf.sqrt(omega), transpose_a=True)
         return self.input_form.border(moment, sums, tf.broadcast_to(total, sums.shape[:-1]))
 
+    def inputs_of(self, use: Use) -> tf.Tensor:
+        """The inputs a of a use, as a tensor in the factors' dtype."""
+        return self.cast_inputs(use.inputs)
+
     def cast_inputs(self, inputs: Any) -> tf.Tensor:
         """Recorded inputs as a tensor in the factors' dtype."""
         if isinstance(inputs, tf.SparseTensor):
@@ -148,7 +153,7 @@ class KroneckerBlock(CurvatureBlock):
             batch: N, the batch size of the model.
         """
         moments = [
-            self.input_moment(self.cast_inputs(use.inputs), weight)
+            self.input_moment(self.inputs_of(use), weight)
             for use, weight in zip(uses, weights, strict=True)
         ]
         total = tf.add_n([weight.total for weight in weights])

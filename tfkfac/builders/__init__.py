@@ -3,6 +3,13 @@
 Importing this package registers them all.
 """
 
-from tfkfac.builders import convolutions, dense, einsum, embedding, normalization
+from tfkfac.builders import (
+    convolutions,
+    dense,
+    einsum,
+    embedding,
+    normalization,
+    recurrent,
+)
 
-__all__ = ["convolutions", "dense", "einsum", "embedding", "normalization"]
+__all__ = ["convolutions", "dense", "einsum", "embedding", "normalization", "recurrent"]
