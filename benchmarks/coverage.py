@@ -1,6 +1,7 @@
 """Which share of the parameters of every architecture of the zoo is under which kind of block.
 
-Scans every model, trains it for three steps on one batch, and writes docs/coverage.md.
+Scans every model, trains it for three steps on one batch, and writes docs/coverage.md. A table that
+is there already is continued: what has a row in it is not run again.
 
     python -m benchmarks.coverage --output docs/coverage.md
 """
@@ -34,8 +35,7 @@ HEADER = """# Coverage
 {which} (random weights, the smallest images that Keras allows, 10 classes): the share of
 the trainable parameters under each kind of block, the memory of KFAC's state, and the loss on one
 batch before and after three steps of `KFAC(learning_rate=0.01)`. A cell "–" means that the model
-was scanned but not trained: its state and gradients would not have fitted the memory of the machine
-that made the table.
+was scanned but not trained: it has more parameters than `--largest`, which was {largest} million.
 
 Written by `python -m benchmarks.coverage`, which runs every architecture in
 `keras.applications` and some of other kinds.
@@ -115,6 +115,13 @@ def row(result: Result) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def rows_of(path: pathlib.Path) -> dict[str, str]:
+    """Architecture → its line in a table written before."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    _, *rows = [line for line in lines if line.startswith("| ")] or [""]
+    return {line.split("|")[1].strip(): line for line in rows}
+
+
 def in_process_of_its_own(entry: Entry, trained: bool) -> Result:
     """A fresh process for every model: memory is given back."""
     command = [sys.executable, "-m", "benchmarks.coverage", "--alone", entry.name]
@@ -132,7 +139,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("coverage.md"))
     parser.add_argument("--names", nargs="+", help="only these architectures")
     parser.add_argument(
-        "--largest", type=float, default=60e6, help="parameters above which models are only scanned"
+        "--largest", type=float, default=60, help="million parameters that are still trained"
     )
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
@@ -142,16 +149,19 @@ def main() -> None:
         run = train if arguments.train else scan
         print(json.dumps(dataclasses.asdict(run(entries[arguments.alone]))))
         return
-    rows = []
     which = "The architectures named" if arguments.names else "Every architecture"
-    header = HEADER.replace("{which}", which)
+    header = HEADER.replace("{which}", which).replace("{largest}", f"{arguments.largest:g}")
     chosen = [entries[name] for name in arguments.names or entries]
+    rows = rows_of(arguments.output)
     for entry in rich.progress.track(chosen, description="architectures"):
+        if entry.name in rows:
+            continue
         result = in_process_of_its_own(entry, trained=False)
-        if result.parameters <= arguments.largest:
+        if result.parameters <= arguments.largest * 1e6:
             result = in_process_of_its_own(entry, trained=True)
-        rows.append(row(result))
-        arguments.output.write_text(header + "\n".join(rows) + "\n")
+        rows[entry.name] = row(result)
+        lines = [rows[name] for name in entries if name in rows]
+        arguments.output.write_text(header + "\n".join(lines) + "\n")
     print(f"Written: {arguments.output}")
 
 

@@ -45,6 +45,7 @@ def compare(
     compiled_model: Callable[[keras.optimizers.Optimizer], keras.Model],
     *,
     seed: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     **fit_arguments: Any,
 ) -> list[Run]:
     """Trains a fresh model with each optimizer, from the same weights on the same batches.
@@ -53,6 +54,7 @@ def compare(
         optimizers: Name to optimizer, each used for one training.
         compiled_model: Builds the model and compiles it with the optimizer it is given.
         seed: Fixes the initial weights and the order of the examples.
+        callbacks: For every training, beside the clock.
         **fit_arguments: What `keras.Model.fit` is called with.
 
     Returns:
@@ -63,7 +65,8 @@ def compare(
         print(f"\n{name}", flush=True)
         keras.utils.set_random_seed(seed)
         clock = TrainingClock()
-        history = compiled_model(optimizer).fit(callbacks=[clock], **fit_arguments).history
+        model = compiled_model(optimizer)
+        history = model.fit(callbacks=[clock, *callbacks], **fit_arguments).history
         runs.append(Run(name, {**history, **clock.history}))
     return runs
 

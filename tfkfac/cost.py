@@ -76,6 +76,8 @@ def block_cost(
     entries = _triangle_entries if block.groups == 1 else _square_entries
     of_inputs, of_outputs = (2.0 * places * (entries(d) if f is DENSE else d) for f, d in forms)
     moments = of_inputs * block.moment_share + of_outputs
+    if block.keeps_lags:
+        moments += 2.0 * places * (inputs**2 + outputs**2)
     widths = sum(dim if form is DENSE else 1 for form, dim in forms)
     products = 2.0 * block.inverse.products * inputs * outputs * widths
     return StepCost(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,11 +38,13 @@ def print_summary(
     schedule = (factor_update_every, inverse_update_every)
     table = rich.table.Table(title=f'KFAC blocks of model "{model_name}"', show_lines=False)
     for heading in ("Layer (type)", "Block", "Factors"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("Param #", "Memory", "Step / SGD"):
         table.add_column(heading, justify="right")
+    blocks_of_layer = collections.Counter(id(block.layers[0]) for block in blocks)
     for block in blocks:
-        table.add_row(*_row(block, costs.get(id(block)), schedule))
+        several = blocks_of_layer[id(block.layers[0])] > 1
+        table.add_row(*_row(block, costs.get(id(block)), schedule, several=several))
     console = rich.console.Console(highlight=False, width=None if print_fn is None else 100)
     with console.capture() as text:
         console.print(table)
@@ -51,14 +54,17 @@ def print_summary(
 
 
 def _row(
-    block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int]
+    block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int], *, several: bool
 ) -> tuple[str, ...]:
     layer = block.layers[0]
+    name = f"{layer.name} ({type(layer).__name__})"
+    if several:
+        name += f" {block.variables[0].name}"
     shapes = ", ".join(
         f"{key} {'×'.join(map(str, shape))}" for key, shape in block.factor_shapes.items()
     )
     return (
-        f"{layer.name} ({type(layer).__name__})",
+        name,
         block.label,
         block.reason or shapes,
         f"{block.parameters:,}",

@@ -36,6 +36,8 @@ class KroneckerBlock(CurvatureBlock):
     """
 
     label = "Kronecker"
+    keeps_lags = False
+    """Whether second moments of neighbouring steps are kept beside A and G."""
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class RecurrentBlock(DenseBlock):
             max_factor_size=max_factor_size,
         )
         self.layers = list(layers)
-        self.label = f"Recurrent ({'independent' if chain is None else recurrent})"
+        self.label = f"Recurrent {'independent' if chain is None else recurrent}"
         self.keeps_lags = chain is not None
         self._of_inputs = of_inputs
         self._of_gradients = of_gradients
