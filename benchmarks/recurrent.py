@@ -1,0 +1,285 @@
+"""Loss against updates and seconds of recurrent networks: KFAC's three forms, Adam and SGD.
+
+The networks and data are those of `examples/ptb_lstm.py` and `examples/copy_task.py`. The learning
+rate of each optimizer is picked with one seed, the results use several. Runs are kept in a JSON
+file as they end: started again, the program goes on where it was.
+
+    python -m benchmarks.recurrent --data PATH_TO/ptb --output docs/results/recurrent
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import matplotlib
+import numpy as np
+import rich.progress
+
+from benchmarks import machine
+
+matplotlib.use("Agg")
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
+
+import copy_task
+import ptb_lstm
+
+SMOOTHING = 25
+"""Updates over whose losses the mean is taken."""
+
+FIRST_ORDER = ("Adam", "SGD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A recurrent network with its data.
+
+    Attributes:
+        name: For tables.
+        updates: Of one training.
+        train: Makes a model with an optimizer and trains it, with callbacks, for some epochs.
+        batches: Updates of an epoch.
+        optimizers: Name → function of a learning rate and a seed.
+        rates: Name → the learning rates that are tried.
+    """
+
+    name: str
+    updates: int
+    train: Callable[[keras.optimizers.Optimizer, Sequence[keras.callbacks.Callback], int], None]
+    batches: int
+    optimizers: Mapping[str, Callable[[float, int], keras.optimizers.Optimizer]]
+    rates: Mapping[str, Sequence[float]]
+
+
+KFAC_RATES = (0.1, 0.3, 1.0)
+
+
+def penn_treebank(folder: str | None, updates: int) -> Problem:
+    """Two LSTM layers of 200 units on words, 20 streams in pieces of 35."""
+    corpus = ptb_lstm.load_corpus(folder)
+    pieces = ptb_lstm.Pieces(corpus.training, 20, 35)
+
+    def train(optimizer: Any, callbacks: Sequence[Any], epochs: int) -> None:
+        sizes = argparse.Namespace(batch_size=20, steps=35, units=200)
+        model = ptb_lstm.language_model(corpus, sizes, optimizer)
+        streams = ptb_lstm.FreshStreams()
+        model.fit(pieces, epochs=epochs, callbacks=[streams, *callbacks], shuffle=False, verbose=0)
+
+    rates = {name: KFAC_RATES for name in ptb_lstm.OPTIMIZERS}
+    rates |= {"Adam": (1e-3, 3e-3, 1e-2), "SGD": (0.3, 1.0, 3.0)}
+    return Problem("ptb", updates, train, len(pieces), ptb_lstm.OPTIMIZERS, rates)
+
+
+def copying(length: int, updates: int) -> Problem:
+    """An LSTM of 100 units that copies a sequence of symbols."""
+    inputs, targets = copy_task.sequences(np.random.default_rng(0), 5000, length)
+
+    def train(optimizer: Any, callbacks: Sequence[Any], epochs: int) -> None:
+        network = copy_task.copying_network(argparse.Namespace(length=length, units=100), optimizer)
+        network.fit(
+            inputs, targets, batch_size=100, epochs=epochs, callbacks=list(callbacks), verbose=0
+        )
+
+    rates = {name: KFAC_RATES for name in copy_task.OPTIMIZERS}
+    rates |= {"Adam": (3e-3, 1e-2, 3e-2), "SGD": (0.3, 1.0, 3.0)}
+    return Problem(f"copy {length}", updates, train, 50, copy_task.OPTIMIZERS, rates)
+
+
+class LossCurve(keras.callbacks.Callback):
+    """The loss of every batch, and the seconds from the start until it was known."""
+
+    def __init__(self, updates: int) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self._updates = updates
+        self._seen = (0, 0.0)
+        self._start = time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Keras' mean of the losses begins anew."""
+        self._seen = (0, 0.0)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """The loss of one batch from the mean over the batches of the epoch so far."""
+        count, total = batch + 1, (batch + 1) * float((logs or {})["loss"])
+        self.losses.append(total - self._seen[1])
+        self._seen = (count, total)
+        self.seconds.append(time.perf_counter() - self._start)
+        if len(self.losses) >= self._updates:
+            self.model.stop_training = True
+
+
+def run(problem: Problem, name: str, rate: float, seed: int) -> dict[str, Any]:
+    """One training, as it goes into the file."""
+    keras.utils.set_random_seed(seed)
+    curve = LossCurve(problem.updates)
+    problem.train(
+        problem.optimizers[name](rate, seed), [curve], -(-problem.updates // problem.batches)
+    )
+    keras.backend.clear_session()
+    gc.collect()
+    return {
+        "problem": problem.name,
+        "optimizer": name,
+        "rate": rate,
+        "seed": seed,
+        "losses": [round(loss, 5) for loss in curve.losses[: problem.updates]],
+        "seconds": [round(second, 3) for second in curve.seconds[: problem.updates]],
+    }
+
+
+def smoothed(losses: Sequence[float]) -> np.ndarray:
+    """The mean loss of the last updates, at every update; infinite where training diverged."""
+    losses = np.nan_to_num(np.asarray(losses, float), nan=np.inf, posinf=np.inf)
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    ends = np.arange(1, len(losses) + 1)
+    starts = np.maximum(0, ends - SMOOTHING)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+class Results:
+    """The runs in a JSON file.
+
+    Args:
+        path: The file; what is in it already is kept.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self.runs: list[dict[str, Any]] = (
+            json.loads(path.read_text())["runs"] if path.exists() else []
+        )
+
+    def get(self, problem: Problem, name: str, rate: float, seed: int) -> dict[str, Any]:
+        """The run with these settings, made now if it is not there."""
+        wanted = {"problem": problem.name, "optimizer": name, "rate": rate, "seed": seed}
+        for each in self.runs:
+            if wanted.items() <= each.items():
+                return each
+        self.runs.append(run(problem, name, rate, seed))
+        document = {"machine": machine.description(), "runs": self.runs}
+        self._path.write_text(json.dumps(document))
+        return self.runs[-1]
+
+    def best_rate(self, problem: Problem, name: str) -> float:
+        """The learning rate with the least loss at the end, with the first seed."""
+        rates = problem.rates[name]
+        return min(rates, key=lambda rate: smoothed(self.get(problem, name, rate, 0)["losses"])[-1])
+
+
+def table(problem: Problem, runs: Mapping[str, list[dict[str, Any]]]) -> str:
+    """A line an optimizer: loss at the end, updates and seconds to the best first-order loss."""
+    ends = {name: [smoothed(each["losses"])[-1] for each in of] for name, of in runs.items()}
+    target = min(float(np.median(ends[name])) for name in FIRST_ORDER)
+    lines = [
+        f"Target: a loss of {target:.3f}, at which the better of Adam and SGD ends (median).",
+        "",
+        "| optimizer | learning rate | loss at the end | updates to the target | seconds |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, of in runs.items():
+        reached = [_first_below(each, target) for each in of]
+        updates, seconds = zip(*reached, strict=True)
+        lines.append(
+            f"| {name} | {of[0]['rate']:g} | {_spread(ends[name], '.3f')} | "
+            f"{_spread(updates, '.0f')} | {_spread(seconds, '.1f')} |"
+        )
+    return "\n".join(lines)
+
+
+def _first_below(one: Mapping[str, Any], target: float) -> tuple[float, float]:
+    """Updates and seconds until the loss is below the target for the first time."""
+    below = np.flatnonzero(smoothed(one["losses"]) <= target)
+    if not len(below):
+        return np.inf, np.inf
+    return float(below[0] + 1), float(one["seconds"][below[0]])
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Median (least … greatest)."""
+    middle, low, high = (
+        "–" if np.isinf(value) else format(value, form)
+        for value in (np.median(values), np.min(values), np.max(values))
+    )
+    return f"{middle} ({low} … {high})"
+
+
+def plot(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: pathlib.Path) -> None:
+    """A row a problem: the median loss against updates and seconds, and the seeds' spread."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        len(results), 2, figsize=(10, 3.4 * len(results)), squeeze=False, layout="constrained"
+    )
+    for (problem, runs), (left, right) in zip(results.items(), panels, strict=True):
+        for name, of in runs.items():
+            curves = np.array([smoothed(each["losses"]) for each in of])
+            middle = np.median(curves, axis=0)
+            updates = np.arange(1, curves.shape[1] + 1)
+            seconds = np.median([each["seconds"] for each in of], axis=0)
+            for axes, x in ((left, updates), (right, seconds)):
+                (line,) = axes.plot(x, middle, label=name, linewidth=1.6)
+                axes.fill_between(
+                    x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.15
+                )
+                axes.grid(alpha=0.3)
+                axes.spines[["top", "right"]].set_visible(False)
+        left.set_ylabel(f"{problem}: training loss")
+        left.set_xlabel("updates")
+        right.set_xlabel("seconds")
+    panels[0, -1].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Parses the command line and runs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="folder of text files for the language model")
+    parser.add_argument("--problems", nargs="+", default=["ptb", "copy"], choices=["ptb", "copy"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[10, 30, 60], help="to copy")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ptb-updates", type=int, default=450)
+    parser.add_argument("--copy-updates", type=int, default=600)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("recurrent"))
+    arguments = parser.parse_args()
+    problems = []
+    if "ptb" in arguments.problems:
+        problems.append(penn_treebank(arguments.data, arguments.ptb_updates))
+    if "copy" in arguments.problems:
+        problems += [copying(length, arguments.copy_updates) for length in arguments.lengths]
+    results = Results(arguments.output.with_suffix(".json"))
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    total = sum(
+        len(problem.rates[name]) + arguments.seeds - 1
+        for problem in problems
+        for name in problem.optimizers
+    )
+    with rich.progress.Progress() as progress:
+        task = progress.add_task("runs", total=total)
+        for problem in problems:
+            found[problem.name] = {}
+            for name in problem.optimizers:
+                best = results.best_rate(problem, name)
+                progress.update(task, advance=len(problem.rates[name]))
+                found[problem.name][name] = []
+                for seed in range(arguments.seeds):
+                    found[problem.name][name].append(results.get(problem, name, best, seed))
+                    progress.update(task, advance=int(seed > 0))
+    for problem in problems:
+        print(f"\n### {problem.name}\n\n{table(problem, found[problem.name])}")
+    plot(found, arguments.output.with_suffix(".png"))
+    print(f"\nWritten: {arguments.output}.json, {arguments.output}.png")
+
+
+if __name__ == "__main__":
+    main()
