@@ -92,7 +92,7 @@ def _layer_normalized(layer: Any, use: Use) -> tf.Tensor:
 
 def _rms_normalized(layer: Any, use: Use) -> tf.Tensor:
     inputs = _full_precision(use.inputs)
-    return keras.ops.rms_normalization(inputs, None, axis=layer.axis, epsilon=layer.epsilon)
+    return keras.ops.rms_normalization(inputs, scale=1.0, axis=layer.axis, epsilon=layer.epsilon)
 
 
 def _group_normalized(layer: Any, use: Use) -> tf.Tensor:
