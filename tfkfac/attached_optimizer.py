@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import recurrent_pass
+from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import RecurrentBlock
 from tfkfac.capture import Record, Recorder
 from tfkfac.layer_collection import LayerCollection
@@ -51,6 +51,13 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             ValueError: The optimizer belongs to another model, or the model was compiled with a
                 loss that has no known predictive distribution.
         """
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"Argument `model` must be a keras.Model, got {model!r}.")
+        if keras_internals.is_rematerialised(model):
+            raise ValueError(
+                f"Model {model.name!r} was made under keras.RematScope, which hides its whole "
+                "forward pass from KFAC. Put only some of its layers under the scope."
+            )
         current = self._model_reference()
         if current is not model and (current is not None or not self._was_built_for(model)):
             name = "that is gone" if current is None else repr(current.name)
@@ -113,11 +120,15 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
     def _build_early(self) -> None:
         """Makes the state before Keras traces the training step, which is then traced once.
 
-        A function that makes variables is traced twice.
+        A function that makes variables is traced twice. Layers that are built only when they are
+        called (an activation with weights) need that.
         """
         model = self._require_model()
         alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        if alone and model.built and not model.optimizer.built:
+        complete = model.built and all(
+            layer.built for layer in keras_internals.flatten_layers(model)
+        )
+        if alone and complete and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
     def _is_relevant(self, layer: Any) -> bool:
@@ -127,7 +138,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         needs that.
         """
         if not isinstance(layer, keras.layers.RNN):
-            return supported(layer)
+            return supported(layer) or isinstance(layer, keras.layers.TimeDistributed)
         if not self._require_model().built:
             return recurrent_pass.why_not(layer) is None
         blocks = [block for block in self.layer_collection if isinstance(block, RecurrentBlock)]

@@ -20,6 +20,7 @@ from tfkfac import keras_internals, linalg, recurrent_pass
 from tfkfac.blocks import Block, CurvatureBlock, Use
 from tfkfac.losses import LossCall
 from tfkfac.stand_ins import StandIn, noting_preactivations
+from tfkfac.variable_reads import VariableReads, current_graph
 
 _RECORDS = "_tfkfac_records"
 """Attribute of a graph that holds the records made in it: they live and die with the graph."""
@@ -35,6 +36,8 @@ class Record:
         tape: Leads from outputs back to pre-activations, and to nothing before the first of them.
         uses: id of a layer → its uses.
         losses: The losses that were evaluated.
+        reads: Tells of variables that are used outside of their layers.
+        used_elsewhere: ids of those.
         unreachable: Names of layers that ran where the backward pass cannot reach them.
         passes: How many forward passes are in it.
         open: Whether the forward pass is still running.
@@ -43,6 +46,8 @@ class Record:
     graph: Any
     explicit: bool
     tape: tf.GradientTape
+    reads: VariableReads
+    used_elsewhere: set[int] = dataclasses.field(default_factory=set)
     uses: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
     losses: list[LossCall] = dataclasses.field(default_factory=list)
     unreachable: list[str] = dataclasses.field(default_factory=list)
@@ -126,7 +131,7 @@ class Recorder:
         self._eager: dict[tuple[int, Any], Record] = {}
         self._model: Any = None
         self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
-        self._layers: set[int] = set()
+        self._layers: dict[int, Any] = {}
 
     def attach(self, model: Any) -> None:
         """Observes the model's forward pass and its loss; its layers when they first run."""
@@ -163,20 +168,22 @@ class Recorder:
         record = self._find()
         if record is None or explicit or record.explicit:
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
-            record = Record(_current_graph(), explicit, tape)
+            graph = current_graph()
+            record = Record(graph, explicit, tape, VariableReads(graph, self._variables()))
             self._records(record.graph)[self._key()] = record
         record.passes += 1
         record.open = True
         try:
             with record.tape if record.passes == 1 else contextlib.nullcontext():
                 for variable in self._watched():
-                    record.tape.watch(variable.value)
+                    record.tape.watch(keras_internals.uncast(variable))
                 yield record
         except BaseException:  # of an interrupted step nothing is kept
             self._forget(record)
             raise
         finally:
             record.open = False
+            record.used_elsewhere |= record.reads.elsewhere(self._variables())
 
     def take(self, model_name: str) -> Record:
         """The record of the current step, which is forgotten here.
@@ -208,14 +215,21 @@ class Recorder:
             )
         return record
 
+    def _variables(self) -> list[Any]:
+        """The trainable variables of all observed layers."""
+        return [v for layer in self._layers.values() for v in layer.trainable_variables]
+
     def _observe_layers(self) -> None:
         """Observes the model's layers, those too that came to be since it was attached."""
         for layer in keras_internals.flatten_layers(self._model):
             if id(layer) not in self._layers and self._relevant(layer):
-                self._layers.add(id(layer))
-                if isinstance(layer, keras.layers.RNN):
+                self._layers[id(layer)] = layer
+                if isinstance(layer, keras.layers.TimeDistributed):
+                    self._observe(layer, "call", self._on_time_distributed)
+                elif isinstance(layer, keras.layers.RNN):
                     observer = functools.partial(self._on_inner_loop, layer)
                     self._observe(layer, "inner_loop", observer)
+                    self._observe(layer, "call", functools.partial(self._on_recurrent_call, layer))
                 else:
                     self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
 
@@ -269,23 +283,59 @@ class Recorder:
         record = self._find()
         if record is None or not record.open:
             return call(*args, **kwargs)
-        if record.graph is not _current_graph():
+        if record.graph is not current_graph():
             record.unreachable.append(layer.name)
             return call(*args, **kwargs)
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        if "activation" in vars(layer):
-            with noting_preactivations(layer, record.tape) as preactivations:
-                outputs = call(*args, **kwargs)
-        else:
-            outputs = call(*args, **kwargs)
-            record.tape.watch(outputs)
-            preactivations = [outputs]
-        mask = keras_internals.mask_at_places(layer, inputs)
         arguments = keras_internals.arguments_of(layer, args, kwargs)
+        _, inputs, *_ = arguments.values()
+        if isinstance(inputs, tf.RaggedTensor):
+            raise ValueError(
+                f"Layer {layer.name!r} is called with a ragged tensor, for which KFAC has no "
+                "curvature. Make it dense (`inputs.to_tensor()`) and mask what was added, or leave "
+                f"the layer out: KFAC(skip=({layer.name!r},))."
+            )
+        with record.reads.within(layer.trainable_variables):
+            if "activation" in vars(layer):
+                with noting_preactivations(layer, record.tape) as preactivations:
+                    outputs = call(*args, **kwargs)
+            else:
+                outputs = call(*args, **kwargs)
+                record.tape.watch(outputs)
+                preactivations = [outputs]
+        mask = keras_internals.mask_at_places(layer, inputs, arguments)
         record.uses.setdefault(id(layer), []).extend(
             Use(inputs, seen, mask, arguments) for seen in preactivations
         )
         return outputs
+
+    def _on_time_distributed(
+        self, call: Callable[..., Any], inputs: Any, training: Any = None, mask: Any = None
+    ) -> Any:
+        """Gives the uses at every step their part of the mask, which Keras keeps from the layer."""
+        record = self._find()
+        if record is None or not record.open or mask is None:
+            return call(inputs, training=training, mask=mask)
+        before = {key: len(uses) for key, uses in record.uses.items()}
+        outputs = call(inputs, training=training, mask=mask)
+        for key, uses in record.uses.items():
+            start, steps = before.get(key, 0), mask.shape[1] or 0
+            new = uses[start:]
+            if new and steps and len(new) % steps == 0 and new[0].mask is None:
+                each = len(new) // steps
+                uses[start:] = [
+                    dataclasses.replace(use, mask=mask[:, position // each])
+                    for position, use in enumerate(new)
+                ]
+        return outputs
+
+    def _on_recurrent_call(
+        self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        record = self._find()
+        if record is None or not record.open or record.graph is not current_graph():
+            return call(*args, **kwargs)
+        with record.reads.within(layer.trainable_variables):
+            return call(*args, **kwargs)
 
     def _on_inner_loop(
         self,
@@ -299,7 +349,7 @@ class Recorder:
         record = self._find()
         if record is None or not record.open:
             return inner_loop(sequences, initial_state, mask, training)
-        if record.graph is not _current_graph():
+        if record.graph is not current_graph():
             record.unreachable.append(layer.name)
             return inner_loop(sequences, initial_state, mask, training)
         results, passes = recurrent_pass.run(
@@ -316,7 +366,7 @@ class Recorder:
         The update may run in an inner graph of the trace (a branch, a merged replica), never in
         an outer one.
         """
-        graph, key = _current_graph(), self._key()
+        graph, key = current_graph(), self._key()
         while graph is not None:
             found = getattr(graph, _RECORDS, {}).get(key)
             if found is not None:
@@ -339,8 +389,3 @@ class Recorder:
         if context is None or context.num_replicas_in_sync == 1:
             return id(self), 0
         return id(self), context.replica_id_in_sync_group
-
-
-def _current_graph() -> Any:
-    """The graph under construction, None in eager mode."""
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -38,7 +39,7 @@ class Range:
     def check(self, name: str, value: Any) -> None:
         """Raises a ValueError that names the argument unless `value` is allowed."""
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, str | bool) else float(value)
         except (TypeError, ValueError):
             number = math.nan
         above = number > self.minimum or (number == self.minimum and not self.open_below)
@@ -140,6 +141,28 @@ def hyperparameters_of(optimizer_class: type) -> dict[str, Hyperparameter]:
         for name, value in vars(optimizer_class).items()
         if isinstance(value, Hyperparameter)
     }
+
+
+def require_patterns(name: str, patterns: Any) -> tuple[str, ...]:
+    """Raises unless `patterns` are regular expressions, which are returned."""
+    if isinstance(patterns, str):
+        raise ValueError(
+            f"Argument `{name}` must be a sequence of regular expressions, got the string "
+            f"{patterns!r}; write {name}=({patterns!r},)."
+        )
+    if not isinstance(patterns, Iterable) or not all(isinstance(each, str) for each in patterns):
+        raise ValueError(
+            f"Argument `{name}` must be a sequence of regular expressions, got {patterns!r}."
+        )
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"Argument `{name}`: {pattern!r} is no regular expression ({error}); write "
+                "re.escape(...) around a name."
+            ) from error
+    return tuple(patterns)
 
 
 def require_choice(name: str, value: Any, choices: Any) -> None:

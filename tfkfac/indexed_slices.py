@@ -41,8 +41,16 @@ def with_values(gradient: Any, values: tf.Tensor) -> Any:
 
 
 def dot(left: Any, right: Any) -> tf.Tensor:
-    """The inner product of a gradient and its preconditioned self, rows unique."""
-    return linalg.dot(values_of(left), tf.cast(values_of(right), values_of(left).dtype))
+    """The inner product of a gradient (rows unique) and its preconditioned self.
+
+    Args:
+        left: The gradient.
+        right: Of the same rows, or a whole tensor.
+    """
+    of_left = values_of(left)
+    if isinstance(left, tf.IndexedSlices) and not isinstance(right, tf.IndexedSlices):
+        right = tf.gather(right, left.indices)
+    return linalg.dot(of_left, tf.cast(values_of(right), of_left.dtype))
 
 
 def add_to(variable: Any, gradient: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -29,9 +29,15 @@ def mask_of(tensor: Any) -> tf.Tensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
-def mask_at_places(layer: Any, inputs: Any) -> tf.Tensor | None:
-    """Which places of a layer's input count: the mask it came with, or the one the layer makes."""
-    if getattr(layer, "mask_zero", False) and inputs.dtype.is_integer:
+def mask_at_places(layer: Any, inputs: Any, arguments: Mapping[str, Any]) -> tf.Tensor | None:
+    """Which places of a layer's input count: the mask it came with, or the one the layer makes.
+
+    Args:
+        layer: The layer.
+        inputs: Its input.
+        arguments: Those of its `call`, by name.
+    """
+    if getattr(layer, "mask_zero", False) and not arguments.get("reverse"):
         return keras.layers.Embedding.compute_mask(layer, inputs)
     return mask_of(inputs)
 
@@ -52,6 +58,11 @@ def batch_moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
 def arguments_of(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Name → value of the arguments of a layer's `call`."""
     return dict(inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments)
+
+
+def uncast(variable: Any) -> tf.Variable:
+    """The TensorFlow variable behind a Keras variable, whatever a dtype policy casts it to."""
+    return variable._value
 
 
 def rnn(*args: Any, **kwargs: Any) -> Any:
@@ -88,6 +99,14 @@ def loss_arguments(loss: Any) -> tuple[Any, dict[str, Any]]:
     overridden = isinstance(loss, keras.losses.Loss) and type(loss).call is not wrapper
     function = None if overridden else getattr(loss, "fn", None)
     return (type(loss) if function is None else function), dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def function_of_loss_class(loss: Any) -> list[Any]:
+    """The function that one of Keras' own loss classes wraps, which names of losses stand for."""
+    wraps = isinstance(loss, type) and loss.call is keras.losses.MeanSquaredError.call  # type: ignore[attr-defined]
+    if not wraps or not loss.__module__.startswith("keras."):
+        return []
+    return [loss_arguments(loss())[0]]
 
 
 def compiled_losses(model: Any) -> Any:

@@ -20,7 +20,8 @@ from tfkfac.blocks import (
 )
 from tfkfac.chain_inverses import RECURRENT
 from tfkfac.cost import StepCost, block_costs, total
-from tfkfac.hyperparameters import require_choice
+from tfkfac.factors import METHODS
+from tfkfac.hyperparameters import Range, require_choice, require_patterns
 from tfkfac.registry import NotCoveredError, build_blocks
 from tfkfac.summary import print_summary
 from tfkfac.variable_slice import VariableSlice, put, take, whole_of
@@ -70,16 +71,22 @@ class LayerCollection:
             recurrent: The curvature of recurrent layers, one for all or regular expression → one.
 
         Raises:
-            ValueError: The model has no weights yet, or a pattern matches no layer.
+            ValueError: An argument is not allowed, the model has no weights yet, or a pattern
+                matches no layer.
         """
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"Argument `model` must be a keras.Model, got {model!r}.")
+        require_choice("method", method, METHODS)
+        if max_factor_size is not None:
+            Range(1, integer=True).check("max_factor_size", max_factor_size)
         if not model.built and not model.trainable_variables:
             raise ValueError(
                 f"Model {model.name!r} has no weights yet: call it on data, or "
                 "model.build(input_shape), before it is scanned."
             )
         layers = keras_internals.flatten_layers(model)
-        skipped = _matching("skip", layers, skip)
-        forms = _recurrent_forms(layers, recurrent)
+        skipped = _matching("skip", layers, require_patterns("skip", skip))
+        forms = _recurrent_forms(layers, require_recurrent(recurrent))
         blocks: list[Block] = []
         reasons: dict[int, str] = {}
         for layer in layers:
@@ -168,6 +175,31 @@ class LayerCollection:
         wholes = put(parts, directions)
         return [wholes[id(variable)] for variable in variables]
 
+    def set_aside(self, used_elsewhere: set[int]) -> None:
+        """Lets blocks follow the plain gradient whose variables are used outside of their layers.
+
+        Their curvature would be that of some uses only. A diagonal sees all uses, and stays.
+
+        Args:
+            used_elsewhere: ids of the variables.
+        """
+        aside: list[str] = []
+        for position, block in enumerate(self.blocks):
+            hidden = {
+                whole_of(v).name for v in block.variables if id(whole_of(v)) in used_elsewhere
+            }
+            if hidden and not isinstance(block, DiagonalBlock | PlainGradient):
+                reason = f"{', '.join(sorted(hidden))} is used outside of the layer too"
+                self.blocks[position] = PlainGradient(block.layers, block.variables, reason)
+                aside.append(f"{block.name} ({reason})")
+        if aside:
+            warnings.warn(
+                f"tfkfac follows the plain gradient for {', '.join(aside)}: the curvature that the "
+                "layer's own calls show would be wrong. For embeddings that also make logits, "
+                "keras.layers.ReversibleEmbedding has a block of its own.",
+                stacklevel=2,
+            )
+
     def cost(self, *, batch_size: int) -> StepCost:
         """The operations of a step, of the layers whose number of uses Keras knows.
 
@@ -219,6 +251,21 @@ class LayerCollection:
         )
 
 
+def require_recurrent(recurrent: Any) -> str | dict[str, str]:
+    """The argument `recurrent`, checked.
+
+    Raises:
+        ValueError: It is neither a form nor a dict of regular expressions → form.
+    """
+    if not isinstance(recurrent, Mapping):
+        require_choice("recurrent", recurrent, RECURRENT)
+        return str(recurrent)
+    require_patterns("recurrent", list(recurrent))
+    for form in recurrent.values():
+        require_choice("recurrent", form, RECURRENT)
+    return dict(recurrent)
+
+
 def _matching(argument: str, layers: Sequence[Any], patterns: Iterable[str]) -> set[int]:
     """ids of the layers whose path is matched by one of the patterns."""
     matched: set[int] = set()
@@ -240,7 +287,6 @@ def _recurrent_forms(layers: Sequence[Any], recurrent: str | Mapping[str, str]) 
     forms = {id(layer): "independent" for layer in layers}
     patterns = {"": recurrent} if isinstance(recurrent, str) else recurrent
     for pattern, form in reversed(list(patterns.items())):
-        require_choice("recurrent", form, RECURRENT)
         matched = _matching("recurrent", layers, [pattern] if layers or pattern else [])
         forms.update(dict.fromkeys(matched, form))
     return forms
@@ -292,9 +338,13 @@ def _fallbacks(
     grouped: dict[int, tuple[Any, list[Any]]] = {}
     for key, variable in left.items():
         grouped.setdefault(id(owners[key]), (owners[key], []))[1].append(variable)
+    with_block = {id(layer) for block in blocks for layer in block.layers}
     fallbacks: list[Block] = []
     for layer, variables in grouped.values():
-        reason = reasons.get(id(layer), "its own variables")
+        own = "its own variables"
+        if id(layer) in with_block:
+            own = "only its " + ", ".join(variable.name for variable in variables)
+        reason = reasons.get(id(layer), own)
         kind = PlainGradient if reason == _SKIPPED else DiagonalBlock
         fallbacks.append(kind([layer], variables, reason))
     return fallbacks

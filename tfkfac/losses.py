@@ -61,7 +61,8 @@ class Observation:
 
     def inject(self, gradient: tf.Tensor) -> tf.Tensor:
         """√(N·c_u) times a gradient at the logits, as a gradient at the target."""
-        weighted = self.predictive.to_target(gradient) * self.root_weights
+        at_target = self.predictive.to_target(gradient)
+        weighted = at_target * tf.cast(self.root_weights, at_target.dtype)
         return tf.cast(weighted, self.predictive.target.dtype)
 
 
@@ -133,7 +134,8 @@ def register(loss: Any, distribution: Callable[[tf.Tensor], Any]) -> None:
             f"Argument `distribution` must be a function from y_pred to a tfp distribution, got "
             f"{distribution!r}."
         )
-    _DISTRIBUTIONS[loss] = lambda outputs, **_: Registered(outputs, distribution)
+    for key in (loss, *keras_internals.function_of_loss_class(loss)):
+        _DISTRIBUTIONS[key] = lambda outputs, **_: Registered(outputs, distribution)
 
 
 def require_supported(loss: Any) -> None:

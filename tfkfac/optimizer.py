@@ -13,12 +13,17 @@ from tfkfac import indexed_slices, linalg, losses
 from tfkfac.attached_optimizer import AttachedOptimizer, require_one_worker
 from tfkfac.blocks import Block
 from tfkfac.capture import Record
-from tfkfac.chain_inverses import RECURRENT
 from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
-from tfkfac.hyperparameters import Hyperparameter, Range, hyperparameters_of, require_choice
-from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
+from tfkfac.hyperparameters import (
+    Hyperparameter,
+    Range,
+    hyperparameters_of,
+    require_choice,
+    require_patterns,
+)
+from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection, require_recurrent
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
 from tfkfac.schedule import is_due, take_turns
@@ -113,11 +118,6 @@ class KFAC(AttachedOptimizer):
                 f"{kwargs['gradient_accumulation_steps']!r}: the factors would have to be "
                 "accumulated too. Use a larger batch."
             )
-        if isinstance(skip, str):
-            raise ValueError(
-                f"Argument `skip` must be a sequence of regular expressions, got the string "
-                f"{skip!r}; write skip=({skip!r},)."
-            )
         if isinstance(learning_rate, int | float):
             Range(0.0).check("learning_rate", learning_rate)
             learning_rate = float(learning_rate)
@@ -134,14 +134,15 @@ class KFAC(AttachedOptimizer):
             hyperparameter.create(self, given[key])
         self.fisher = fisher
         self.method = method
-        self.skip = tuple(skip)
+        self.skip = require_patterns("skip", skip)
         if max_factor_size is not None:
             Range(1, integer=True).check("max_factor_size", max_factor_size)
         self.max_factor_size = max_factor_size
-        for form in [recurrent] if isinstance(recurrent, str) else recurrent.values():
-            require_choice("recurrent", form, RECURRENT)
-        self.recurrent = recurrent if isinstance(recurrent, str) else dict(recurrent)
+        self.recurrent = require_recurrent(recurrent)
+        Range(1, integer=True).check("max_exact_outputs", max_exact_outputs)
         self.max_exact_outputs = max_exact_outputs
+        if seed is not None:
+            Range(integer=True).check("seed", seed)
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self._collection: LayerCollection | None = None
         self._velocities: list[Any] = []
@@ -258,6 +259,7 @@ class KFAC(AttachedOptimizer):
     ) -> None:
         """One step, from the gradients of Keras' own backward pass."""
         record = self._recorder.take(self._require_model().name)
+        self.layer_collection.set_aside(record.used_elsewhere)
         require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
         observations = [losses.observe(call) for call in record.losses]
         gradients = [indexed_slices.unique(gradient) for gradient in self._clip_gradients(grads)]

@@ -246,7 +246,7 @@ class Registered(Predictive):
     @property
     def distribution(self) -> Any:
         """What the user's function returned."""
-        return self._make(self.target)
+        return self._made(self.target)
 
     @property
     def scalars(self) -> int | None:
@@ -267,11 +267,20 @@ class Registered(Predictive):
         with tf.GradientTape() as tape:
             outputs = tf.identity(self.target)
             tape.watch(outputs)
-            distribution = self._make(outputs)
+            distribution = self._made(outputs)
             shape = [distribution.batch_shape_tensor(), distribution.event_shape_tensor()]
             labels = tf.reshape(tf.cast(labels, distribution.dtype), tf.concat(shape, axis=0))
             nll = -distribution.log_prob(labels)
         return tape.gradient(nll, outputs, unconnected_gradients="zero")
+
+    def _made(self, outputs: tf.Tensor) -> Any:
+        found = self._make(outputs)
+        if not hasattr(found, "log_prob"):
+            raise ValueError(
+                "Argument `distribution` of tfkfac.losses.register must be a function from y_pred "
+                f"to a tfp.distributions object; it returned {found!r}."
+            )
+        return found
 
     def root_column(self, index: tf.Tensor) -> tf.Tensor:
         """Not available.

@@ -32,7 +32,15 @@ def register(layer_class: type) -> Callable[[Builder], Builder]:
     Args:
         layer_class: A Keras layer class. A subclass that overrides `call` is not covered by the
             builder of its parent: its computation may be another one.
+
+    Raises:
+        ValueError: It is no Keras layer class.
     """
+    if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
+        raise ValueError(
+            f"Argument `layer_class` must be a class derived from keras.layers.Layer, got "
+            f"{layer_class!r}; write @tfkfac.register(MyLayer)."
+        )
 
     def decorate(builder: Builder) -> Builder:
         _BUILDERS[layer_class] = builder
@@ -60,15 +68,24 @@ def build_blocks(layer: Any, layers: Iterable[Any], **options: Any) -> list[Bloc
     registered = _registered_class(layer)
     if registered is None:
         raise NotCoveredError(type(layer).__name__)
-    if type(layer).call is not registered.call:
-        raise NotCoveredError(f"{type(layer).__name__} overrides {registered.__name__}.call")
+    overridden = _overridden(type(layer), registered)
+    if overridden is not None:
+        raise NotCoveredError(
+            f"{type(layer).__name__} overrides {registered.__name__}.{overridden}"
+        )
     if keras_internals.is_rematerialised(layer):
         raise NotCoveredError("rematerialised: its activations are hidden")
     for other in layers:
         if isinstance(other, keras.layers.SpectralNormalization) and other.layer is layer:
             raise NotCoveredError("its kernel is reparameterised by SpectralNormalization")
-    blocks = _BUILDERS[registered](layer, **options)
-    return [blocks] if isinstance(blocks, Block) else list(blocks)
+    found = _BUILDERS[registered](layer, **options)
+    blocks = list(found) if isinstance(found, Sequence) else [found]
+    if not all(isinstance(block, Block) for block in blocks):
+        raise ValueError(
+            f"The function registered for {registered.__name__} returned {found!r} for layer "
+            f"{layer.name!r}, not a block or a list of blocks (tfkfac.blocks)."
+        )
+    return blocks
 
 
 def require_plain_variables(layer: Any) -> None:
@@ -103,6 +120,24 @@ def if_trained(layer: Any, variable: Any) -> Any:
 def trains(layer: Any, variable: Any) -> bool:
     """Whether the variable is among those that the layer trains."""
     return any(variable is trained for trained in layer.trainable_variables)
+
+
+_HARMLESS = {"build", "get_config", "from_config", "get_build_config", "build_from_config"}
+"""What a subclass may override without computing something else."""
+
+
+def _overridden(layer_class: type, registered: type) -> str | None:
+    """A method or property of the registered class of which a subclass has its own, or None.
+
+    Whatever it is (`call`, `convolution_op`, a `kernel` of its own): the computation may be
+    another one than the block is for.
+    """
+    subclasses = layer_class.__mro__[: layer_class.__mro__.index(registered)]
+    for name in (name for subclass in subclasses for name in vars(subclass)):
+        allowed = name.startswith("__") or name in _HARMLESS or name.startswith("compute_output")
+        if not allowed and hasattr(registered, name):
+            return name
+    return None
 
 
 def _registered_class(layer: Any) -> Any:

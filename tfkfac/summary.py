@@ -61,7 +61,8 @@ def _row(
     if several:
         name += f" {block.variables[0].name}"
     shapes = ", ".join(
-        f"{key} {'×'.join(map(str, shape))}" for key, shape in block.factor_shapes.items()
+        f"{key} {'×'.join(map(str, shape))}{' (diagonal)' if len(shape) == 1 else ''}"
+        for key, shape in block.factor_shapes.items()
     )
     return (
         name,
@@ -90,6 +91,9 @@ def _totals(
         f" Predicted step: {ratio} of an SGD step (operations; batch {batch_size}, factors every "
         f"{schedule[0]}, inverses every {schedule[1]})",
     ]
+    cut = [f"{b.name} ({', '.join(b.cut_to_diagonal)})" for b in blocks if b.cut_to_diagonal]
+    if cut:
+        lines.append(f" Larger than max_factor_size, only the diagonal is kept: {', '.join(cut)}")
     if fallbacks:
         names = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in fallbacks)
         lines.append(f" Without Kronecker structure: {names}")

@@ -82,6 +82,11 @@ class Block(abc.ABC):
         return {}
 
     @property
+    def cut_to_diagonal(self) -> list[str]:
+        """Names of the factors of which only the diagonal is kept, for their size."""
+        return []
+
+    @property
     def factor_size(self) -> int:
         """Numbers in one copy of the factors."""
         return 0

@@ -28,7 +28,7 @@ class DenseBlock(KroneckerBlock):
 
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
         """Inputs ``[..., in]``, flattened to rows."""
-        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
+        rows = tf.reshape(inputs, [-1, self.input_dim - self.has_bias])
         if weights.omega is None:
             return self.moment_of_rows(rows, None, weights.total)
         omega = tf.broadcast_to(weights.omega, tf.shape(inputs)[:-1])

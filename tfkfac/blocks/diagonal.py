@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import indexed_slices
 from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
 
 
@@ -65,16 +66,23 @@ class DiagonalBlock(CurvatureBlock):
         averages, damping = self.averages(), self.damping_or_current(damping)
         preconditioned = []
         for key, gradient, reached in zip(self._keys, gradients, self._reached, strict=True):
-            direction = tf.convert_to_tensor(gradient)
-            if reached:
-                direction = self._flat(gradient) / (averages[key] + damping)
-            preconditioned.append(tf.reshape(direction, gradient.shape))
+            preconditioned.append(
+                self._divided(gradient, averages[key] + damping) if reached else gradient
+            )
         return preconditioned
 
     def to_dense(self) -> tf.Tensor:
         """A diagonal matrix over the entries of all variables, one after the other."""
         averages = self.averages()
         return tf.linalg.diag(tf.concat([averages[key] for key in self._keys], axis=0))
+
+    def _divided(self, gradient: Any, divisor: tf.Tensor) -> Any:
+        """The gradient over a vector of divisors; rows stay rows."""
+        divisor = tf.reshape(divisor, gradient.shape)
+        if isinstance(gradient, tf.IndexedSlices):
+            divisor = tf.gather(divisor, gradient.indices)
+        values = tf.cast(indexed_slices.values_of(gradient), self.dtype) / divisor
+        return indexed_slices.with_values(gradient, values)
 
     def _flat(self, gradient: Any) -> tf.Tensor:
         return tf.cast(tf.reshape(tf.convert_to_tensor(gradient), [-1]), self.dtype)

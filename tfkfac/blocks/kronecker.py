@@ -56,6 +56,7 @@ class KroneckerBlock(CurvatureBlock):
         self.groups = groups
         self.input_dim = input_dim + self.has_bias
         self.output_dim = output_dim
+        self._diagonal_by_nature = input_form is not None
         self.input_form = input_form or form_of(self.input_dim, max_factor_size)
         self.output_form = form_of(self.output_dim, max_factor_size)
         stack = () if groups == 1 else (groups,)
@@ -190,6 +191,14 @@ class KroneckerBlock(CurvatureBlock):
     def refresh(self, damping: tf.Tensor) -> None:
         """Recomputes the inverses from the averages."""
         self.inverse.refresh(self.averages(), tf.cast(damping, self.dtype))
+
+    @property
+    def cut_to_diagonal(self) -> list[str]:
+        """Factors beyond `max_factor_size`; those that are diagonal by nature are none."""
+        forms = {"A": self.input_form, "G": self.output_form}
+        if self._diagonal_by_nature:
+            del forms["A"]
+        return [key for key, form in forms.items() if form is not DENSE]
 
     @property
     def moment_share(self) -> float:

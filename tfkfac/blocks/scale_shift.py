@@ -14,7 +14,9 @@ class ScaleShiftBlock(CurvatureBlock):
     """``s = γ∘x̂ + β``: for every unit the exact 2×2 Fisher of (γ, β) (mathematics.md §2).
 
     ``F_u = E_n[v vᵀ]`` with ``v = (Σ_t g_u x̂_u, Σ_t g_u)``, the gradient of one example, summed
-    over the places of all uses.
+    over the places of all uses. Of something that is learned without examples (positions, queries)
+    the rows belong to all examples alike: then ``v`` is summed over them too and stands for one
+    draw, ``F_u = E[v vᵀ]/N``, as in `DiagonalBlock`.
 
     Args:
         layer: The Keras layer.
@@ -89,14 +91,28 @@ class ScaleShiftBlock(CurvatureBlock):
         return tf.stack([self._sum_over_places(part, batch) for part in parts], axis=-1)
 
     def _sum_over_places(self, values: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
-        """``[rows, ...]`` → ``[N, units]``; several rows may belong to one example."""
+        """``[rows, ...]`` → ``[N, units]``; several rows may belong to one example.
+
+        Rows of no example in particular are all entered into the first one: no branches, both
+        would have to compile.
+        """
+        known_rows = values.shape[0]
         rank = values.shape.rank
         axes = [axis % rank for axis in self._unit_axes]
         places = [axis for axis in range(1, rank) if axis not in axes]
         values = tf.transpose(values, [0, *places, *axes])
         values = tf.reduce_sum(values, axis=list(range(1, 1 + len(places))))
         units = self._averages.shapes["F"][0]
-        return tf.reduce_sum(tf.reshape(values, [batch, -1, units]), axis=1)
+        values = tf.reshape(values, [-1, units])
+        rows = tf.shape(values)[0]
+        folds = (rows + batch - 1) // batch
+        padded = tf.pad(values, [[0, batch * folds - rows], [0, 0]])
+        of_examples = tf.reduce_sum(tf.reshape(padded, [batch, folds, units]), axis=1)
+        first = tf.one_hot(0, batch, dtype=self.dtype)[:, None]
+        of_all = first * tf.reduce_sum(values, axis=0)
+        if known_rows is not None and tf.get_static_value(batch) is None:
+            return of_all
+        return tf.where(tf.equal(rows % batch, 0), of_examples, of_all)
 
 
 def _solve(fisher: tf.Tensor, damping: tf.Tensor, vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

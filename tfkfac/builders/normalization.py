@@ -42,12 +42,14 @@ def group_normalization(layer: Any, **options: Any) -> Block:
 @register(keras.layers.PReLU)
 def prelu(layer: Any, **options: Any) -> Block:
     """``max(x, 0) + α·min(x, 0)``: α scales min(x, 0), unit by unit."""
+    require_plain_variables(layer)
     shared = {axis - 1 for axis in layer.shared_axes or ()}
     axes = [axis + 1 for axis in range(len(layer.alpha.shape)) if axis not in shared]
     return _scale_shift(layer, layer.alpha, None, lambda layer, use: _negative_part(use), axes)
 
 
 def _block(layer: Any, scale: str, shift: str | None, normalized: Any) -> Block:
+    require_plain_variables(layer)
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     return _scale_shift(
         layer,
@@ -59,7 +61,6 @@ def _block(layer: Any, scale: str, shift: str | None, normalized: Any) -> Block:
 
 
 def _scale_shift(layer: Any, scale: Any, shift: Any, normalized: Any, axes: list[int]) -> Block:
-    require_plain_variables(layer)
     scale, shift = if_trained(layer, scale), if_trained(layer, shift)
     if scale is None and shift is None:
         raise NotCoveredError("nothing to train")
