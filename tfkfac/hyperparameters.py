@@ -167,7 +167,7 @@ def require_patterns(name: str, patterns: Any) -> tuple[str, ...]:
 
 def require_choice(name: str, value: Any, choices: Any) -> None:
     """Raises unless `value` is one of `choices`."""
-    if value not in choices:
+    if value not in list(choices):
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"Argument `{name}` must be one of {allowed}; got {name}={value!r}.")
 

@@ -285,7 +285,7 @@ def _recurrent_forms(layers: Sequence[Any], recurrent: str | Mapping[str, str]) 
     """id of a recurrent layer → the form of its curvature; the first matching pattern counts."""
     layers = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
     forms = {id(layer): "independent" for layer in layers}
-    patterns = {"": recurrent} if isinstance(recurrent, str) else recurrent
+    patterns = recurrent if isinstance(recurrent, Mapping) else {"": recurrent}
     for pattern, form in reversed(list(patterns.items())):
         matched = _matching("recurrent", layers, [pattern] if layers or pattern else [])
         forms.update(dict.fromkeys(matched, form))
@@ -330,7 +330,12 @@ def _fallbacks(
     covered = {id(whole_of(variable)) for block in blocks for variable in block.variables}
     left = {id(v): v for v in model.trainable_variables if id(v) not in covered}
     owners = {id(v): model for v in left.values()}
-    cells = {id(layer.cell) for layer in layers if isinstance(layer, keras.layers.RNN)}
+    cells = {
+        id(cell)
+        for layer in layers
+        if isinstance(layer, keras.layers.RNN)
+        for cell in (layer.cell, *getattr(layer.cell, "cells", ()))
+    }
     for layer in layers:  # parents come before their children: the innermost layer wins
         if id(layer) in cells:
             continue  # a cell is no layer of its own
