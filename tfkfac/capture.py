@@ -232,6 +232,10 @@ class Recorder:
                     self._observe(layer, "call", functools.partial(self._on_recurrent_call, layer))
                 else:
                     self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
+            elif id(layer) not in self._layers and isinstance(layer, keras.layers.Bidirectional):
+                self._layers.add(id(layer))
+                for name in keras_internals.fused_paths(layer):
+                    self._observe(layer, name, self._on_can_attempt_fused)
 
     def _observe(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         stand_in = vars(owner).get(name)
@@ -359,6 +363,14 @@ class Recorder:
             use = Use(seen.inputs, seen.projections, seen.mask, {"cell_pass": seen})
             record.uses.setdefault(id(seen.cell), []).append(use)
         return results
+
+    def _on_can_attempt_fused(
+        self, can_attempt: Callable[..., bool], *args: Any, **kwargs: Any
+    ) -> bool:
+        record = self._find()
+        if record is None or not record.open:
+            return can_attempt(*args, **kwargs)
+        return False  # two layers that run as one operation could not be observed
 
     def _find(self) -> Record | None:
         """The record of the current trace and replica.

@@ -72,6 +72,15 @@ def rnn(*args: Any, **kwargs: Any) -> Any:
     return backend.rnn(*args, **kwargs)
 
 
+def fused_paths(layer: Any) -> list[str]:
+    """Methods by which Bidirectional asks whether both its layers can run as one operation.
+
+    That operation (on GPUs, in newer versions of Keras) takes the place of both `call`s.
+    """
+    names = ("_can_attempt_fused_lstm", "_can_attempt_fused_gru")
+    return [name for name in names if hasattr(layer, name)]
+
+
 def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
     """Makes a Keras mask travel with a tensor."""
     if mask is not None:
