@@ -153,8 +153,8 @@ def _borrowed() -> keras.Model:
 FALLBACKS: dict[str, tuple[Factory, dict[str, str]]] = {
     "renorm": (_renorm, {"odd": "renorm"}),
     "recurrent cell": (
-        lambda: _then(layers.Reshape((1, -1)), layers.RNN(OddCell(2, name="odd"))),
-        {"odd": "OddCell"},
+        lambda: _then(layers.Reshape((1, -1)), layers.RNN(OddCell(2), name="odd")),
+        {"odd": "its cell is of class OddCell"},
     ),
     "LoRA": (_lora, {"odd": "LoRA"}),
     "quantised": (_quantised, {"odd": "quantised to int8"}),

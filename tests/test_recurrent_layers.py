@@ -167,10 +167,10 @@ class OwnStack(layers.StackedRNNCells):
 
 
 REFUSED = {
-    "own-cell": (lambda: layers.RNN(OwnCell(UNITS)), "its cell is a OwnCell"),
+    "own-cell": (lambda: layers.RNN(OwnCell(UNITS)), "its cell is of class OwnCell"),
     "own-cell-in-a-stack": (
         lambda: layers.RNN([layers.LSTMCell(2), OwnCell(UNITS)]),
-        "its cell is a OwnCell",
+        "its cell is of class OwnCell",
     ),
     "own-loop": (lambda: OwnLoop(UNITS), "OwnLoop overrides inner_loop"),
     "own-stack": (

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import RecurrentBlock
-from tfkfac.capture import Record, Recorder
+from tfkfac.capture import Recorder
 from tfkfac.layer_collection import LayerCollection
+from tfkfac.record import Record
 from tfkfac.registry import supported
 
 
@@ -138,7 +139,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         needs that.
         """
         if not isinstance(layer, keras.layers.RNN):
-            return supported(layer) or isinstance(layer, keras.layers.TimeDistributed)
+            return supported(layer)
         if not self._require_model().built:
             return recurrent_pass.why_not(layer) is None
         blocks = [block for block in self.layer_collection if isinstance(block, RecurrentBlock)]

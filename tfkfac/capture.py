@@ -16,98 +16,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals, linalg, recurrent_pass
-from tfkfac.blocks import Block, CurvatureBlock, Use
+from tfkfac import keras_internals, recurrent_pass
+from tfkfac.blocks import Use
 from tfkfac.losses import LossCall
+from tfkfac.record import Record
 from tfkfac.stand_ins import StandIn, noting_preactivations
 from tfkfac.variable_reads import VariableReads, current_graph
 
 _RECORDS = "_tfkfac_records"
 """Attribute of a graph that holds the records made in it: they live and die with the graph."""
-
-
-@dataclasses.dataclass(eq=False)
-class Record:
-    """What one forward pass left behind.
-
-    Attributes:
-        graph: The graph of the pass, None in eager mode.
-        explicit: Made by the user's ``with optimizer.record()``.
-        tape: Leads from outputs back to pre-activations, and to nothing before the first of them.
-        uses: id of a layer → its uses.
-        losses: The losses that were evaluated.
-        reads: Tells of variables that are used outside of their layers.
-        used_elsewhere: ids of those.
-        unreachable: Names of layers that ran where the backward pass cannot reach them.
-        passes: How many forward passes are in it.
-        open: Whether the forward pass is still running.
-    """
-
-    graph: Any
-    explicit: bool
-    tape: tf.GradientTape
-    reads: VariableReads
-    used_elsewhere: set[int] = dataclasses.field(default_factory=set)
-    uses: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
-    losses: list[LossCall] = dataclasses.field(default_factory=list)
-    unreachable: list[str] = dataclasses.field(default_factory=list)
-    passes: int = 0
-    open: bool = True
-
-    def loss(
-        self,
-        loss: Any,
-        y_true: Any,
-        y_pred: tf.Tensor,
-        sample_weight: Any = None,
-        weight: float | tf.Tensor = 1.0,
-    ) -> tf.Tensor:
-        """Evaluates a loss and notes it, for training steps that do so by themselves.
-
-        Args:
-            loss: A ``keras.losses.Loss``.
-            y_true: Labels.
-            y_pred: What the model returned.
-            sample_weight: As for Keras losses.
-            weight: The factor of this loss in the whole.
-
-        Returns:
-            ``weight · loss(y_true, y_pred, sample_weight)``.
-
-        Raises:
-            ValueError: `loss` is a name or a function.
-        """
-        if not isinstance(loss, keras.losses.Loss):
-            raise ValueError(
-                f"Argument `loss` must be a keras.losses.Loss object, got {loss!r}; write "
-                "keras.losses.get(...) around a name, or use the class of the loss."
-            )
-        self.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
-        return loss(y_true, y_pred, sample_weight) * linalg.scalar(weight, loss.dtype)
-
-    def backpropagate(
-        self,
-        targets: list[tf.Tensor],
-        gradients: list[tf.Tensor],
-        blocks: Iterable[CurvatureBlock],
-    ) -> dict[int, list[Any]]:
-        """g at the sources of the blocks: the one extra backward pass.
-
-        Args:
-            targets: Where the pass starts.
-            gradients: What it starts with, one for each target.
-            blocks: Blocks whose sources it is to reach.
-
-        Returns:
-            id of a block → a gradient for each source, None where no path leads.
-        """
-        sources = {id(block): block.sources(self.uses_of(block)) for block in blocks}
-        return self.tape.gradient(targets, sources, output_gradients=gradients)
-
-    def uses_of(self, block: Block) -> list[Use]:
-        """Every use of the block's layers that is one of its variables."""
-        uses = (use for layer in block.layers for use in self.uses.get(id(layer), []))
-        return [use for use in uses if not isinstance(block, CurvatureBlock) or block.accepts(use)]
 
 
 class Recorder:
@@ -222,20 +139,24 @@ class Recorder:
     def _observe_layers(self) -> None:
         """Observes the model's layers, those too that came to be since it was attached."""
         for layer in keras_internals.flatten_layers(self._model):
-            if id(layer) not in self._layers and self._relevant(layer):
+            if id(layer) not in self._layers and (_is_wrapper(layer) or self._relevant(layer)):
                 self._layers[id(layer)] = layer
-                if isinstance(layer, keras.layers.TimeDistributed):
-                    self._observe(layer, "call", self._on_time_distributed)
-                elif isinstance(layer, keras.layers.RNN):
-                    observer = functools.partial(self._on_inner_loop, layer)
-                    self._observe(layer, "inner_loop", observer)
-                    self._observe(layer, "call", functools.partial(self._on_recurrent_call, layer))
-                else:
-                    self._observe(layer, "call", functools.partial(self._on_layer_call, layer))
-            elif id(layer) not in self._layers and isinstance(layer, keras.layers.Bidirectional):
-                self._layers.add(id(layer))
-                for name in keras_internals.fused_paths(layer):
-                    self._observe(layer, name, self._on_can_attempt_fused)
+                for name, observer in self._observers_of(layer):
+                    self._observe(layer, name, observer)
+
+    def _observers_of(self, layer: Any) -> list[tuple[str, Callable[..., Any]]]:
+        """Which methods of a layer are observed, and how."""
+        if isinstance(layer, keras.layers.Bidirectional):
+            fused = keras_internals.fused_paths(layer)
+            return [(name, self._on_can_attempt_fused) for name in fused]
+        if isinstance(layer, keras.layers.TimeDistributed):
+            return [("call", self._on_time_distributed)]
+        if isinstance(layer, keras.layers.RNN):
+            return [
+                ("inner_loop", functools.partial(self._on_inner_loop, layer)),
+                ("call", functools.partial(self._on_recurrent_call, layer)),
+            ]
+        return [("call", functools.partial(self._on_layer_call, layer))]
 
     def _observe(self, owner: Any, name: str, observer: Callable[..., Any]) -> None:
         stand_in = vars(owner).get(name)
@@ -401,3 +322,8 @@ class Recorder:
         if context is None or context.num_replicas_in_sync == 1:
             return id(self), 0
         return id(self), context.replica_id_in_sync_group
+
+
+def _is_wrapper(layer: Any) -> bool:
+    """Whether a layer keeps from the layers in it something that has to be seen."""
+    return isinstance(layer, keras.layers.Bidirectional | keras.layers.TimeDistributed)

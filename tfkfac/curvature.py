@@ -9,10 +9,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, DiagonalBlock
-from tfkfac.capture import Record
 from tfkfac.fisher import Estimator
 from tfkfac.losses import Observation
 from tfkfac.predictive import Noise
+from tfkfac.record import Record
 from tfkfac.use_weights import use_weights
 from tfkfac.variable_slice import whole_of
 

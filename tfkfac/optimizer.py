@@ -12,7 +12,6 @@ import tensorflow as tf
 from tfkfac import indexed_slices, linalg, losses
 from tfkfac.attached_optimizer import AttachedOptimizer, require_one_worker
 from tfkfac.blocks import Block
-from tfkfac.capture import Record
 from tfkfac.curvature import batch_statistics, require_seen
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
@@ -26,6 +25,7 @@ from tfkfac.hyperparameters import (
 from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection, require_recurrent
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
+from tfkfac.record import Record
 from tfkfac.schedule import is_due, take_turns
 from tfkfac.step_size import clipped_step
 from tfkfac.units import of_mean_loss

@@ -63,7 +63,7 @@ def why_not(layer: Any) -> str | None:
     ):
         return f"{type(layer.cell).__name__} overrides StackedRNNCells.call"
     strange = [cell for cell in cells_of(layer) if type(cell) not in GATES]
-    return f"its cell is a {type(strange[0]).__name__}" if strange else None
+    return f"its cell is of class {type(strange[0]).__name__}" if strange else None
 
 
 def run(
