@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ class Problem:
         network: Makes the model.
         batch: Makes (inputs, targets) for a number of examples.
         loss: Makes the loss.
+        settings: Name → arguments of KFAC; None only observes the model and trains it with SGD.
     """
 
     name: str
@@ -26,6 +28,12 @@ class Problem:
     network: Callable[[], keras.Model]
     batch: Callable[[int], tuple[np.ndarray, np.ndarray]]
     loss: Callable[[], keras.losses.Loss]
+    settings: Mapping[str, Mapping[str, Any] | None] = dataclasses.field(
+        default_factory=lambda: {
+            "KFAC 1/10": {"factor_update_every": 1, "inverse_update_every": 10},
+            "KFAC 10/20": {"factor_update_every": 10, "inverse_update_every": 20},
+        }
+    )
 
 
 def _autoencoder() -> keras.Model:
@@ -60,6 +68,24 @@ def _labelled_images(count: int) -> tuple[np.ndarray, np.ndarray]:
     return images, random.integers(10, size=count)
 
 
+def _language_model() -> keras.Model:
+    """Two LSTM layers on words, as they are trained on the Penn Treebank."""
+    words = keras.Input((35,), dtype="int32")
+    hidden = keras.layers.Embedding(10_000, 200)(words)
+    for _ in range(2):
+        hidden = keras.layers.LSTM(200, return_sequences=True)(hidden)
+    return keras.Model(words, keras.layers.Dense(10_000)(hidden))
+
+
+def _words(count: int) -> tuple[np.ndarray, np.ndarray]:
+    words = np.random.default_rng(0).integers(10_000, size=(count, 36))
+    return words[:, :-1], words[:, 1:]
+
+
+def _recurrent(form: str, factors: int) -> dict[str, Any]:
+    return {"recurrent": form, "factor_update_every": factors, "inverse_update_every": 20}
+
+
 PROBLEMS = {
     problem.name: problem
     for problem in (
@@ -76,6 +102,20 @@ PROBLEMS = {
             _convnet,
             _labelled_images,
             lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        ),
+        Problem(
+            "lstm",
+            20,
+            _language_model,
+            _words,
+            lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            {
+                "attached": None,
+                "independent 1/20": _recurrent("independent", 1),
+                "independent 10/20": _recurrent("independent", 10),
+                "lggm_limit 1/20": _recurrent("lggm_limit", 1),
+                "lggm_limit 10/20": _recurrent("lggm_limit", 10),
+            },
         ),
     )
 }

@@ -32,11 +32,10 @@ from rich.console import Console
 import tfkfac
 from benchmarks import machine
 from benchmarks.problems import PROBLEMS, Problem
+from tfkfac.capture import Recorder
+from tfkfac.registry import supported
 
 matplotlib.use("Agg")
-
-SCHEDULES = {"KFAC 1/10": (1, 10), "KFAC 10/20": (10, 20)}
-"""Name of a setting → steps between factor updates and between inverses."""
 
 WARM_UP_STEPS = 100
 """Steps of KFAC before measuring: until then its updates come more often (tfkfac/schedule.py)."""
@@ -75,44 +74,56 @@ class Measurement:
         return float(np.max(steps) / np.median(self.seconds))
 
 
-def make_optimizer(name: str, method: str) -> keras.optimizers.Optimizer:
-    """SGD with momentum, or KFAC with one of the schedules."""
-    if name == "SGD":
+def make_optimizer(problem: Problem, name: str, method: str) -> keras.optimizers.Optimizer:
+    """SGD with momentum, or KFAC with one of the settings."""
+    setting = problem.settings.get(name)
+    if setting is None:
         return keras.optimizers.SGD(0.01, momentum=0.9)
-    factors, inverses = SCHEDULES[name]
-    return tfkfac.KFAC(
-        kl_clip=1e-3, factor_update_every=factors, inverse_update_every=inverses, method=method
-    )
+    return tfkfac.KFAC(kl_clip=1e-3, method=method, **setting)
+
+
+def schedule_of(problem: Problem, name: str) -> tuple[int, int] | None:
+    """Steps between factor updates and between inverses; None if there are none."""
+    setting = problem.settings.get(name)
+    if setting is None:
+        return None
+    return setting["factor_update_every"], setting["inverse_update_every"]
 
 
 def compiled_step(problem: Problem, name: str, method: str) -> tuple[Callable[[], Any], Any]:
     """The train step as one graph on data in memory, and its model."""
     inputs, targets = map(tf.constant, problem.batch(problem.batch_size))
     model = problem.network()
-    model.compile(optimizer=make_optimizer(name, method), loss=problem.loss())
+    model.compile(optimizer=make_optimizer(problem, name, method), loss=problem.loss())
+    if name != "SGD" and schedule_of(problem, name) is None:
+        Recorder(relevant=supported).attach(model)
     model.train_on_batch(inputs, targets)
     return tf.function(lambda: model.train_step((inputs, targets))["loss"]), model
 
 
 def count_operations(problem: Problem, method: str) -> dict[str, Any]:
     """Operations of a step by what they are for, in GFLOP, and the bounds that follow."""
-    collection = tfkfac.LayerCollection.scan(problem.network(), method=method)
-    step = collection.cost(batch_size=problem.batch_size)
-    parts = {key: value / 1e9 for key, value in dataclasses.asdict(step).items()}
-    totals = {"SGD": step.sgd} | {key: step.kfac(*value) for key, value in SCHEDULES.items()}
-    return {"parts": parts, "totals": {key: value / 1e9 for key, value in totals.items()}}
+    network, parts, totals = problem.network(), {}, {}
+    for name in ("SGD", *problem.settings):
+        form = (problem.settings.get(name) or {}).get("recurrent", "independent")
+        collection = tfkfac.LayerCollection.scan(network, method=method, recurrent=form)
+        step = collection.cost(batch_size=problem.batch_size)
+        parts[form] = {key: value / 1e9 for key, value in dataclasses.asdict(step).items()}
+        schedule = schedule_of(problem, name)
+        totals[name] = (step.sgd if schedule is None else step.kfac(*schedule)) / 1e9
+    return {"parts": parts, "totals": totals}
 
 
 def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str, Measurement]:
     """Alternates blocks of steps of all optimizers."""
     totals = count_operations(problem, method)["totals"]
     measured = {
-        name: Measurement(operations=1e9 * total, period=max(SCHEDULES.get(name, (1,))))
+        name: Measurement(operations=1e9 * total, period=max(schedule_of(problem, name) or (1,)))
         for name, total in totals.items()
     }
     run = {name: compiled_step(problem, name, method)[0] for name in measured}
     for name, step in run.items():
-        for _ in range(WARM_UP_STEPS if name in SCHEDULES else 3):
+        for _ in range(WARM_UP_STEPS if schedule_of(problem, name) else 3):
             step().numpy()
     for _ in rich.progress.track(range(rounds), description=problem.name):
         for name, step in run.items():
@@ -158,9 +169,10 @@ def report(problem: Problem, measured: dict[str, Measurement], rate: float, meth
     """Prints both tables: the work, and the measurements against it."""
     console = Console(width=140)
     counted = count_operations(problem, method)
-    parts = ", ".join(f"{key} {value:.2f}" for key, value in counted["parts"].items())
     console.print(f"\n[bold]{problem.name}[/bold], batch {problem.batch_size}, method {method}")
-    console.print(f"GFLOP: {parts}")
+    for form, parts in counted["parts"].items():
+        text = ", ".join(f"{key} {value:.2f}" for key, value in parts.items())
+        console.print(f"GFLOP{f' ({form})' if len(counted['parts']) > 1 else ''}: {text}")
     headings = "Optimizer|GFLOP|bound|median s|mean s|ratio (min…max)|ratio/bound|slowest/median"
     table = rich.table.Table(title=f"{rate / 1e9:.0f} GFLOP/s measured")
     for heading in f"{headings}|first step s|tensors MB|process MB".split("|"):

@@ -39,7 +39,7 @@ def test_architecture_trains_and_is_covered(name: str) -> None:
 
 
 def test_every_family_has_its_smallest_model_here() -> None:
-    """But InceptionResNetV2, which is large, and ConvNeXt, whose stochastic depth hides a fall."""
+    """But InceptionResNetV2 and ConvNeXt, whose smallest are large."""
     left_to_the_script = {"InceptionResNetV2", "ConvNeXt"}
     families = {entry.family for entry in applications()} - left_to_the_script
     assert {ENTRIES[name].family for name in (*QUICK, *SLOW)} >= families

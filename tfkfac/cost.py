@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tfkfac import linalg
-from tfkfac.blocks import Block, KroneckerBlock
+from tfkfac.blocks import Block, KroneckerBlock, RecurrentBlock
 from tfkfac.factor_forms import DENSE
 
 
@@ -69,6 +69,13 @@ def block_cost(
         first: Whether no gradient is needed before the layer.
     """
     places = batch_size * uses
+    if block.looks_up:
+        of_outputs = 2.0 * places * block.output_dim**2
+        return StepCost(
+            factors=of_outputs / 2,
+            precondition=of_outputs * block.inverse.products,
+            inverses=block.inverse.operations * block.refresh_cost,
+        )
     kernel = block.groups * (block.input_dim - block.has_bias) * block.output_dim
     product = 2.0 * places * kernel
     inputs, outputs = block.input_dim, block.output_dim
@@ -104,6 +111,8 @@ def block_costs(blocks: Sequence[Block], batch_size: int) -> dict[int, StepCost]
 
 def uses_of_output(block: KroneckerBlock) -> int | None:
     """|T| from the static shape of the layer's output, where Keras knows it."""
+    if isinstance(block, RecurrentBlock):
+        return block.steps
     try:
         shape = list(block.layers[0].output.shape)
     except (AttributeError, ValueError):

@@ -25,6 +25,7 @@ class EmbeddingBlock(KroneckerBlock):
     """
 
     label = "Embedding"
+    looks_up = True
 
     def __init__(self, layer: Any, embeddings: Any, **options: Any) -> None:
         vocabulary, output_dim = embeddings.shape
@@ -90,6 +91,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
     """
 
     label = "TiedEmbedding"
+    looks_up = False
 
     def __init__(
         self, layer: Any, embeddings: Any, *, is_reverse: Callable[[Use], bool], **options: Any

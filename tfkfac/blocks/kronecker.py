@@ -36,6 +36,9 @@ class KroneckerBlock(CurvatureBlock):
     """
 
     label = "Kronecker"
+    looks_up = False
+    """Whether the layer looks rows up, where others multiply with the kernel."""
+
     keeps_lags = False
     """Whether second moments of neighbouring steps are kept beside A and G."""
 

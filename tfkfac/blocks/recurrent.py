@@ -62,6 +62,7 @@ class RecurrentBlock(DenseBlock):
         self.layers = list(layers)
         self.label = f"Recurrent {'independent' if chain is None else recurrent}"
         self.keeps_lags = chain is not None
+        self.steps = steps
         self._of_inputs = of_inputs
         self._of_gradients = of_gradients
         if self.keeps_lags:
