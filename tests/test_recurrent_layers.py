@@ -11,6 +11,7 @@ import models
 import numpy as np
 import pytest
 from keras import layers
+from reference import relative_error
 
 import tfkfac
 from tfkfac.blocks import Block, RecurrentBlock
@@ -303,6 +304,22 @@ def trained(**options: Any) -> np.ndarray:
     losses = fit(model, epochs=3)
     assert losses[-1] < losses[0]
     return np.concatenate([w.ravel() for w in model.get_weights()])
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_factors_in_half_precision_are_those_of_single(reset_after: bool, policy: str) -> None:
+    factors = []
+    for dtype in ("float32", policy):
+        keras.utils.set_random_seed(0)
+        gru = layers.GRU(UNITS, reset_after=reset_after, dtype=dtype)
+        optimizer = tfkfac.KFAC(0.0, seed=0, fisher="exact", recurrent="lggm_symmetric")
+        fit(model_of(gru, layers.Dense(1)), optimizer, epochs=1)
+        blocks = [b for b in optimizer.layer_collection if isinstance(b, RecurrentBlock)]
+        assert {value.dtype.name for b in blocks for value in b.factors.values()} == {"float32"}
+        factors.append([value for block in blocks for value in block.factors.values()])
+    for single, half in zip(*factors, strict=True):
+        assert relative_error(half, single) < 0.05
 
 
 def test_graph_and_eager_mode_train_alike() -> None:

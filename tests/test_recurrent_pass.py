@@ -327,6 +327,39 @@ def test_keras_takes_the_steps_of_evaluation(monkeypatch: pytest.MonkeyPatch) ->
         model.train_on_batch(sequences(), y)
 
 
+def test_keras_takes_the_steps_after_the_recorded_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(layers.LSTM(UNITS))
+    with tfkfac.KFAC(model=model).record():
+        model(sequences(), training=True)
+        monkeypatch.setattr(recurrent_pass, "run", None)
+    model(sequences(), training=True)
+
+
+FUSED = {"lstm": "bidirectional_lstm", "gru": "bidirectional_gru"}
+
+
+@pytest.mark.parametrize(("kind", "fused"), FUSED.items())
+def test_both_directions_at_once_are_seen_one_by_one(
+    kind: str, fused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, newer versions of Keras run both layers in one operation, without their loops."""
+    from keras.src import backend
+
+    if not hasattr(backend, fused):
+        pytest.skip(f"this version of Keras has no {fused}")
+    layer = layers.Bidirectional(LAYERS[kind](UNITS, return_sequences=True))
+    model = model_of(layer)
+    expected = model(sequences(), training=True)
+    monkeypatch.setattr(backend, fused, None)
+    optimizer = tfkfac.KFAC(model=model)
+    with optimizer.record() as record:
+        found = model(sequences(), training=True)
+    assert len(record.uses) == 2
+    assert_close(found, expected, 1e-6)
+    with pytest.raises(TypeError, match="NoneType"):
+        model(sequences())
+
+
 def stand_ins(model: keras.Model) -> list[str]:
     return [layer.name for layer in model.layers if "inner_loop" in vars(layer)]
 

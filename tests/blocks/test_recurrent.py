@@ -15,6 +15,7 @@ from reference import ggn_of_variables, relative_error
 
 import tfkfac
 from tfkfac.blocks import RecurrentBlock
+from tfkfac.blocks.recurrent import LONGEST
 from tfkfac.variable_slice import VariableSlice, whole_of
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -185,14 +186,20 @@ def test_statistics_with_sample_weights(kind: str, weights: np.ndarray) -> None:
     assert_statistics(statistics(model, x, y, weights), *hand, omega)
 
 
+@pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("backwards", [False, True])
 @kinds
-def test_masked_steps_do_not_count_and_part_their_neighbours(kind: str, backwards: bool) -> None:
-    layer = LAYERS[kind](UNITS, return_sequences=True, go_backwards=backwards)
+def test_masked_steps_do_not_count_and_part_their_neighbours(
+    kind: str, backwards: bool, zero: bool
+) -> None:
+    """The state goes on behind them, also where the output is zero (`zero`)."""
+    options = {"go_backwards": backwards, "zero_output_for_mask": zero}
+    layer = LAYERS[kind](UNITS, return_sequences=True, **options)
     model, x, y = model_of(layer, mask=True), sequences(), targets(T, UNITS)
-    model_loss_mask = GAPS.astype("float64") * GAPS.size / GAPS.sum()  # Keras' mean of valid steps
-    in_order = [each[:, ::-1] if backwards else each for each in (y, model_loss_mask)]
-    hand = by_hand(layer, x, *in_order, mask=GAPS, backwards=backwards)
+    weights = GAPS * GAPS.size / GAPS.sum()  # Keras' mean over valid steps
+    y_in_order, weights = (each[:, ::-1] if backwards else each for each in (y, weights))
+    weights = weights * GAPS if zero else weights  # zeros have no gradient
+    hand = by_hand(layer, x, y_in_order, weights, mask=GAPS, backwards=backwards)
     assert_statistics(statistics(model, [x, GAPS], y), *hand, GAPS.astype("float64"))
 
 
@@ -238,6 +245,27 @@ def dropout_of(cell: Any) -> dict[str, Any]:
     return dict(zip(("input_dropout", "recurrent_dropout"), of_gates, strict=True))
 
 
+def test_number_of_steps_need_not_be_known() -> None:
+    """The statistics are those of the same layer with a known number, in a graph."""
+    found = []
+    for steps in (T, None):
+        inputs, mask = keras.Input((steps, FEATURES)), keras.Input((steps,), dtype="bool")
+        layer = layers.GRU(UNITS, return_sequences=True, kernel_initializer="ones")
+        model = keras.Model([inputs, mask], layer(inputs, mask=mask))
+        layer.cell.recurrent_kernel.assign(0.3 * np.eye(UNITS, 3 * UNITS))
+        optimizer = tfkfac.KFAC(
+            0.0, factor_decay=0.0, seed=0, recurrent="lggm_symmetric", fisher="empirical"
+        )
+        model.compile(optimizer, "mse", jit_compile=False)
+        model.train_on_batch([sequences(), GAPS], targets(T, UNITS))
+        found.append([block.averages() | block.factors for block in optimizer.layer_collection])
+    for known, unknown in zip(*found, strict=True):
+        assert unknown["lengths"].shape == (LONGEST + 1,)
+        for key, value in known.items():
+            other = unknown[key][: T + 1] if key == "lengths" else unknown[key]
+            assert relative_error(other, value) < TOLERANCE
+
+
 # --- several layers ----------------------------------------------------------------------------
 
 
@@ -270,7 +298,7 @@ def test_statistics_of_layers_on_layers(as_cells: bool) -> None:
         for cell in cells:
             traces.append(trace(cell, outputs, tape, mask=GAPS))
             outputs = tf.stack(traces[-1].outputs, axis=1)
-        loss = injected(outputs, y, GAPS.astype("float64") * GAPS.size / GAPS.sum())
+        loss = injected(outputs, y, GAPS * GAPS.size / GAPS.sum())
     blocks = statistics(model, [x, GAPS], y)
     assert len(blocks) == 6
     for cell, traced in zip(cells, traces, strict=True):
