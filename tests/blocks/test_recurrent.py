@@ -146,8 +146,7 @@ def gradients_of(tape: tf.GradientTape, loss: tf.Tensor, traced: Traced) -> Any:
 # --- one layer ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("bias", "backwards"), [(True, False), (False, True)])
 @kinds
 def test_statistics_of_a_layer(kind: str, bias: bool, backwards: bool) -> None:
     layer = LAYERS[kind](UNITS, return_sequences=True, use_bias=bias, go_backwards=backwards)
@@ -186,8 +185,7 @@ def test_statistics_with_sample_weights(kind: str, weights: np.ndarray) -> None:
     assert_statistics(statistics(model, x, y, weights), *hand, omega)
 
 
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(("backwards", "zero"), [(False, False), (False, True), (True, True)])
 @kinds
 def test_masked_steps_do_not_count_and_part_their_neighbours(
     kind: str, backwards: bool, zero: bool
