@@ -116,7 +116,7 @@ def test_single_precision_is_single_precise(form: str) -> None:
 
 
 @chains
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     dims=st.tuples(st.integers(1, 4), st.integers(1, 3)),
     length=st.integers(1, 100),
@@ -135,7 +135,7 @@ psi = st.one_of(st.sampled_from([0.0, *NEAR_ONE]), st.floats(-1 + 1e-6, 1 - 1e-6
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @chains
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     values=st.tuples(st.lists(psi, min_size=1, max_size=3), st.lists(psi, min_size=1, max_size=3)),
     length=st.integers(1, 100),
@@ -152,7 +152,7 @@ def test_direction_is_the_dense_inverse_of_chains_with_given_correlations(
 
 
 @pytest.mark.parametrize("correlation", NEAR_ONE)
-@pytest.mark.parametrize("length", [2, 5, 100])
+@pytest.mark.parametrize("length", [2, 99, 100])
 @chains
 def test_direction_where_steps_are_all_but_equal_or_opposite(
     form: str, length: int, correlation: float
@@ -335,9 +335,9 @@ def test_direction_is_the_gradient_before_the_first_refresh(form: str) -> None:
     assert np.array_equal(block.precondition([tf.constant(V)])[0], V)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @chains
-def test_compiled_inverses_are_those_of_the_graph(form: str, dtype: str) -> None:
+def test_compiled_inverses_are_those_of_the_graph(form: str) -> None:
+    dtype = "float32"
     given = averages(side_of_samples(4, 0), side_of_samples(3, 1), one_length(7), dtype=dtype)
     inverse = inverse_of(form, 4, 3, dtype)
     V = tf.constant(np.random.default_rng(0).normal(size=(4, 3)), dtype)
@@ -347,6 +347,5 @@ def test_compiled_inverses_are_those_of_the_graph(form: str, dtype: str) -> None
         return inverse.apply(inverse.compute(given, damping), V, damping)
 
     graph, compiled = (tf.function(solve, jit_compile=jit)() for jit in (False, True))
-    tolerance = 1e-4 if dtype == "float32" else 1e-7  # XLA's eigh stops early in double precision
-    assert relative_error(compiled, graph) < tolerance
-    assert relative_error(graph, solve()) < tolerance
+    assert relative_error(compiled, graph) < 1e-4
+    assert relative_error(graph, solve()) < 1e-4
