@@ -173,7 +173,7 @@ REFUSED = {
         lambda: layers.RNN([layers.LSTMCell(2), OwnCell(UNITS)]),
         "its cell is of class OwnCell",
     ),
-    "own-loop": (lambda: OwnLoop(UNITS), "OwnLoop overrides inner_loop"),
+    "own-loop": (lambda: OwnLoop(UNITS), "OwnLoop overrides LSTM.inner_loop"),
     "own-stack": (
         lambda: layers.RNN(OwnStack([layers.LSTMCell(2), layers.LSTMCell(2)])),
         "OwnStack overrides StackedRNNCells.call",
@@ -216,7 +216,7 @@ def test_form_decides_what_a_block_keeps(recurrent: str, kind: type, factors: li
         assert isinstance(block, RecurrentBlock)
         assert type(block.inverse) is kind
         assert list(block.factor_shapes) == factors
-        assert block.label == f"Recurrent ({recurrent})"
+        assert block.label == f"Recurrent {recurrent}"
 
 
 def test_method_counts_where_steps_are_independent() -> None:
@@ -240,7 +240,7 @@ def test_chains_need_both_factors_whole() -> None:
         model_of(*stack), recurrent="lggm_symmetric", max_factor_size=limit
     )
     labels = {block.name: block.label for block in collection}
-    assert labels == {"fits": "Recurrent (lggm_symmetric)", "wide": "Recurrent (independent)"}
+    assert labels == {"fits": "Recurrent lggm_symmetric", "wide": "Recurrent independent"}
     assert collection["wide"].factor_shapes == {"A": (3, 3), "G": (12,)}
 
 
@@ -251,7 +251,7 @@ def test_first_pattern_that_matches_counts() -> None:
     collection = LayerCollection.scan(model_of(*stack), recurrent=patterns)
     found = [collection[name].label for name in names]
     forms = ["lggm_symmetric", "lggm_limit", "independent"]
-    assert found == [f"Recurrent ({form})" for form in forms]
+    assert found == [f"Recurrent {form}" for form in forms]
 
 
 @pytest.mark.parametrize("recurrent", ["lggm", {"lstm": "symmetric"}, 3, None, ["independent"]])

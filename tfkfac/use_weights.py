@@ -30,12 +30,22 @@ def use_weights(use: Use, block: CurvatureBlock, observations: Sequence[Observat
     mask = _mask_at_places(block.mask_of_places(use), static, places_shape, block.dtype)
     omega = _omega_at_places(observations, static, places_shape, block.dtype)
     count = tf.cast(tf.reduce_prod(places_shape), block.dtype)
+    of_examples = _are_examples(use, observations)
     if mask is None and omega is None:
-        return UseWeights(None, count, count)
+        return UseWeights(None, count, count, of_examples)
     places = count if mask is None else _sum_over(mask, places_shape)
     if mask is not None:
         omega = mask if omega is None else omega * mask
-    return UseWeights(omega, _sum_over(omega, places_shape), places)
+    return UseWeights(omega, _sum_over(omega, places_shape), places, of_examples)
+
+
+def _are_examples(use: Use, observations: Sequence[Observation]) -> bool | None:
+    """Whether the rows of a use are those of examples, as far as static shapes tell."""
+    rows = use.preactivations.shape[0]
+    batch = observations[0].predictive.target.shape[0] if observations else None
+    if rows is None:
+        return None
+    return False if batch is None else rows % batch == 0
 
 
 def _omega_at_places(

@@ -43,11 +43,14 @@ class UseWeights:
             axis), or None where every place counts 1.
         total: Σω, scalar.
         places: The number of valid places, scalar.
+        of_examples: Whether the first axis of the use runs over the examples (several rows each, or
+            one); None where only the step itself can tell.
     """
 
     omega: tf.Tensor | None
     total: tf.Tensor
     places: tf.Tensor
+    of_examples: bool | None = None
 
 
 class Block(abc.ABC):

@@ -54,11 +54,10 @@ class ScaleShiftBlock(CurvatureBlock):
         batch: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         """``Σ_n v vᵀ / N`` for every unit."""
-        del weights
         examples = tf.add_n(
             [
-                self._gradients_of_examples(use, gradient, batch)
-                for use, gradient in zip(uses, gradients, strict=True)
+                self._gradients_of_examples(use, gradient, batch, weight.of_examples)
+                for use, gradient, weight in zip(uses, gradients, weights, strict=True)
             ]
         )
         moment = tf.einsum("nui,nuj->uij", examples, examples)
@@ -80,7 +79,9 @@ class ScaleShiftBlock(CurvatureBlock):
         pairs = tf.linalg.diag(tf.transpose(fisher, [1, 2, 0]))
         return tf.reshape(tf.transpose(pairs, [0, 2, 1, 3]), [size, size])
 
-    def _gradients_of_examples(self, use: Use, gradient: Any, batch: tf.Tensor) -> tf.Tensor:
+    def _gradients_of_examples(
+        self, use: Use, gradient: Any, batch: tf.Tensor, of_examples: bool | None
+    ) -> tf.Tensor:
         """v of every example, ``[N, units, 1 or 2]``."""
         gradient = tf.cast(gradient, self.dtype)
         parts = []
@@ -88,15 +89,18 @@ class ScaleShiftBlock(CurvatureBlock):
             parts.append(gradient * tf.cast(self._normalized(use), self.dtype))
         if self._has_shift:
             parts.append(gradient)
-        return tf.stack([self._sum_over_places(part, batch) for part in parts], axis=-1)
+        return tf.stack(
+            [self._sum_over_places(part, batch, of_examples) for part in parts], axis=-1
+        )
 
-    def _sum_over_places(self, values: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+    def _sum_over_places(
+        self, values: tf.Tensor, batch: tf.Tensor, of_examples: bool | None
+    ) -> tf.Tensor:
         """``[rows, ...]`` → ``[N, units]``; several rows may belong to one example.
 
         Rows of no example in particular are all entered into the first one: no branches, both
         would have to compile.
         """
-        known_rows = values.shape[0]
         rank = values.shape.rank
         axes = [axis % rank for axis in self._unit_axes]
         places = [axis for axis in range(1, rank) if axis not in axes]
@@ -107,12 +111,12 @@ class ScaleShiftBlock(CurvatureBlock):
         rows = tf.shape(values)[0]
         folds = (rows + batch - 1) // batch
         padded = tf.pad(values, [[0, batch * folds - rows], [0, 0]])
-        of_examples = tf.reduce_sum(tf.reshape(padded, [batch, folds, units]), axis=1)
+        sums = tf.reduce_sum(tf.reshape(padded, [batch, folds, units]), axis=1)
         first = tf.one_hot(0, batch, dtype=self.dtype)[:, None]
         of_all = first * tf.reduce_sum(values, axis=0)
-        if known_rows is not None and tf.get_static_value(batch) is None:
-            return of_all
-        return tf.where(tf.equal(rows % batch, 0), of_examples, of_all)
+        if of_examples is not None:
+            return sums if of_examples else of_all
+        return tf.where(tf.equal(rows % batch, 0), sums, of_all)
 
 
 def _solve(fisher: tf.Tensor, damping: tf.Tensor, vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
