@@ -56,6 +56,38 @@ def test_samples_have_the_moments_of_the_distribution(name: str) -> None:
         np.testing.assert_array_less(np.abs(products.mean(axis=0) - fisher), spread)
 
 
+@pytest.mark.parametrize("classes", [2, 255, 256, 257, 991, 1024])
+def test_a_sample_inverts_the_cumulative_distribution(classes: int) -> None:
+    """In one stage or two, as NumPy searches it; classes without probability are never drawn."""
+    rng = np.random.default_rng(classes)
+    logits = np.where(rng.random((5, 40, classes)) < 0.3, -np.inf, 3.0 * rng.normal(size=classes))
+    logits[..., 0] = -np.inf
+    logits[..., -1] = -9.0  # no row is without a class
+    sampled = Categorical(tf.constant(logits)).sampled_gradient(philox(2)).numpy()
+    probabilities = tf.nn.softmax(logits).numpy()
+    uniform = philox(2).uniform((5, 40), tf.float64).numpy()
+    pairs = zip(probabilities.reshape(-1, classes), uniform.ravel(), strict=True)
+    expected = [np.searchsorted(p.cumsum(), u * p.sum(), side="right") for p, u in pairs]
+    expected = probabilities - np.eye(classes)[np.reshape(expected, (5, 40))]
+    np.testing.assert_array_equal(sampled, expected)
+
+
+@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize("uniform", [0.0, 2.0**-24, 1.0 - 2.0**-24, 1.0])
+def test_extreme_draws_have_probability(classes: int, uniform: float) -> None:
+    """The first and the last class are impossible here, and extreme numbers do not draw them."""
+    logits = np.zeros((2, classes), "float32")
+    logits[:, [0, -1]] = -np.inf
+
+    class Constant(PhiloxNoise):
+        def uniform(self, shape: Any, dtype: Any) -> tf.Tensor:
+            return tf.fill(shape, tf.constant(uniform, dtype))
+
+    sampled = Categorical(tf.constant(logits)).sampled_gradient(Constant(0, tf.constant(0)))
+    wanted = np.eye(classes)[1 if uniform < 0.5 else classes - 2]
+    np.testing.assert_array_equal(sampled, tf.nn.softmax(logits) - wanted.astype("float32"))
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_sample_is_a_gradient_of_the_distribution(name: str) -> None:
     """Each is ∂(−log p(y))/∂logits for a y that the distribution can draw."""
