@@ -1,8 +1,9 @@
 """Loss against updates and seconds of recurrent networks: KFAC's three forms, Adam and SGD.
 
-The networks and data are those of `examples/ptb_lstm.py` and `examples/copy_task.py`. The learning
-rate of each optimizer is picked with one seed, the results use several. Runs are kept in a JSON
-file as they end: started again, the program goes on where it was.
+The networks and data are those of `examples/ptb_lstm.py` and `examples/copy_task.py`. One number of
+each optimizer is tuned with one seed, the learning rate of Adam and SGD, `kl_clip` of KFAC (its
+steps are at this bound almost always); the results use several seeds. Runs are kept in a JSON file
+as they end: started again, the program goes on where it was.
 
     python -m benchmarks.recurrent --data PATH_TO/ptb --output docs/results/recurrent
 """
@@ -45,52 +46,84 @@ class Problem:
     Attributes:
         name: For tables.
         updates: Of one training.
-        train: Makes a model with an optimizer and trains it, with callbacks, for some epochs.
+        train: Makes a model with an optimizer and trains it, with callbacks, for some epochs;
+            returns the loss on data that it was not trained on.
         batches: Updates of an epoch.
-        optimizers: Name → function of a learning rate and a seed.
-        rates: Name → the learning rates that are tried.
+        optimizers: Name → function of the tuned number and a seed.
+        tried: Name → the numbers that are tried.
     """
 
     name: str
     updates: int
-    train: Callable[[keras.optimizers.Optimizer, Sequence[keras.callbacks.Callback], int], None]
+    train: Callable[[keras.optimizers.Optimizer, Sequence[keras.callbacks.Callback], int], float]
     batches: int
     optimizers: Mapping[str, Callable[[float, int], keras.optimizers.Optimizer]]
-    rates: Mapping[str, Sequence[float]]
-
-
-KFAC_RATES = (0.1, 0.3, 1.0)
+    tried: Mapping[str, Sequence[float]]
 
 
 def penn_treebank(folder: str | None, updates: int) -> Problem:
     """Two LSTM layers of 200 units on words, 20 streams in pieces of 35."""
     corpus = ptb_lstm.load_corpus(folder)
     pieces = ptb_lstm.Pieces(corpus.training, 20, 35)
+    unseen = ptb_lstm.Pieces(corpus.validation, 20, 35)
 
-    def train(optimizer: Any, callbacks: Sequence[Any], epochs: int) -> None:
+    def train(optimizer: Any, callbacks: Sequence[Any], epochs: int) -> float:
         sizes = argparse.Namespace(batch_size=20, steps=35, units=200)
         model = ptb_lstm.language_model(corpus, sizes, optimizer)
         streams = ptb_lstm.FreshStreams()
         model.fit(pieces, epochs=epochs, callbacks=[streams, *callbacks], shuffle=False, verbose=0)
+        return float(model.evaluate(unseen, callbacks=[streams], verbose=0))
 
-    rates = {name: KFAC_RATES for name in ptb_lstm.OPTIMIZERS}
-    rates |= {"Adam": (1e-3, 3e-3, 1e-2), "SGD": (0.3, 1.0, 3.0)}
-    return Problem("ptb", updates, train, len(pieces), ptb_lstm.OPTIMIZERS, rates)
+    return Problem(
+        "ptb",
+        updates,
+        train,
+        len(pieces),
+        _tunable(ptb_lstm.OPTIMIZERS),
+        _tried(kl_clip=(1e-2, 3e-2, 1e-1), adam=(1e-3, 3e-3, 1e-2), sgd=(1.0, 3.0, 10.0)),
+    )
 
 
 def copying(length: int, updates: int) -> Problem:
     """An LSTM of 100 units that copies a sequence of symbols."""
-    inputs, targets = copy_task.sequences(np.random.default_rng(0), 5000, length)
+    rng = np.random.default_rng(0)
+    inputs, targets = copy_task.sequences(rng, 5000, length)
+    unseen = copy_task.sequences(rng, 500, length)
 
-    def train(optimizer: Any, callbacks: Sequence[Any], epochs: int) -> None:
+    def train(optimizer: Any, callbacks: Sequence[Any], epochs: int) -> float:
         network = copy_task.copying_network(argparse.Namespace(length=length, units=100), optimizer)
         network.fit(
             inputs, targets, batch_size=100, epochs=epochs, callbacks=list(callbacks), verbose=0
         )
+        return float(network.evaluate(*unseen, batch_size=100, verbose=0)[0])
 
-    rates = {name: KFAC_RATES for name in copy_task.OPTIMIZERS}
-    rates |= {"Adam": (3e-3, 1e-2, 3e-2), "SGD": (0.3, 1.0, 3.0)}
-    return Problem(f"copy {length}", updates, train, 50, copy_task.OPTIMIZERS, rates)
+    return Problem(
+        f"copy {length}",
+        updates,
+        train,
+        50,
+        _tunable(copy_task.OPTIMIZERS),
+        _tried(kl_clip=(1e-3, 3e-3, 1e-2), adam=(3e-3, 1e-2, 3e-2), sgd=(0.3, 1.0, 3.0)),
+    )
+
+
+def _tunable(
+    optimizers: Mapping[str, Callable[..., keras.optimizers.Optimizer]],
+) -> dict[str, Callable[[float, int], keras.optimizers.Optimizer]]:
+    """Functions of the learning rate (Adam, SGD) or `kl_clip` (KFAC, learning rate 0.3)."""
+
+    def bounded(make: Callable[..., Any]) -> Callable[[float, int], Any]:
+        return lambda kl_clip, seed: make(0.3, seed, kl_clip=kl_clip)
+
+    return {
+        name: make if name in FIRST_ORDER else bounded(make) for name, make in optimizers.items()
+    }
+
+
+def _tried(
+    kl_clip: Sequence[float], adam: Sequence[float], sgd: Sequence[float]
+) -> dict[str, Sequence[float]]:
+    return {name: kl_clip for name in ptb_lstm.OPTIMIZERS} | {"Adam": adam, "SGD": sgd}
 
 
 class LossCurve(keras.callbacks.Callback):
@@ -118,20 +151,21 @@ class LossCurve(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def run(problem: Problem, name: str, rate: float, seed: int) -> dict[str, Any]:
+def run(problem: Problem, name: str, tuned: float, seed: int) -> dict[str, Any]:
     """One training, as it goes into the file."""
     keras.utils.set_random_seed(seed)
     curve = LossCurve(problem.updates)
-    problem.train(
-        problem.optimizers[name](rate, seed), [curve], -(-problem.updates // problem.batches)
+    unseen = problem.train(
+        problem.optimizers[name](tuned, seed), [curve], -(-problem.updates // problem.batches)
     )
     keras.backend.clear_session()
     gc.collect()
     return {
         "problem": problem.name,
         "optimizer": name,
-        "rate": rate,
+        "tuned": tuned,
         "seed": seed,
+        "unseen": round(unseen, 5),
         "losses": [round(loss, 5) for loss in curve.losses[: problem.updates]],
         "seconds": [round(second, 3) for second in curve.seconds[: problem.updates]],
     }
@@ -159,21 +193,24 @@ class Results:
             json.loads(path.read_text())["runs"] if path.exists() else []
         )
 
-    def get(self, problem: Problem, name: str, rate: float, seed: int) -> dict[str, Any]:
+    def get(self, problem: Problem, name: str, tuned: float, seed: int) -> dict[str, Any]:
         """The run with these settings, made now if it is not there."""
-        wanted = {"problem": problem.name, "optimizer": name, "rate": rate, "seed": seed}
+        wanted = {"problem": problem.name, "optimizer": name, "tuned": tuned, "seed": seed}
         for each in self.runs:
             if wanted.items() <= each.items():
                 return each
-        self.runs.append(run(problem, name, rate, seed))
+        self.runs.append(run(problem, name, tuned, seed))
         document = {"machine": machine.description(), "runs": self.runs}
         self._path.write_text(json.dumps(document))
         return self.runs[-1]
 
-    def best_rate(self, problem: Problem, name: str) -> float:
-        """The learning rate with the least loss at the end, with the first seed."""
-        rates = problem.rates[name]
-        return min(rates, key=lambda rate: smoothed(self.get(problem, name, rate, 0)["losses"])[-1])
+    def best(self, problem: Problem, name: str) -> float:
+        """The tried number with the least loss at the end, with the first seed."""
+
+        def loss_at_end(tuned: float) -> float:
+            return float(smoothed(self.get(problem, name, tuned, 0)["losses"])[-1])
+
+        return min(problem.tried[name], key=loss_at_end)
 
 
 def table(problem: Problem, runs: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -183,15 +220,17 @@ def table(problem: Problem, runs: Mapping[str, list[dict[str, Any]]]) -> str:
     lines = [
         f"Target: a loss of {target:.3f}, at which the better of Adam and SGD ends (median).",
         "",
-        "| optimizer | learning rate | loss at the end | updates to the target | seconds |",
-        "|---|--:|--:|--:|--:|",
+        "| optimizer | tuned | loss at the end | loss on unseen data | updates to the target | "
+        "seconds |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for name, of in runs.items():
         reached = [_first_below(each, target) for each in of]
         updates, seconds = zip(*reached, strict=True)
         lines.append(
-            f"| {name} | {of[0]['rate']:g} | {_spread(ends[name], '.3f')} | "
-            f"{_spread(updates, '.0f')} | {_spread(seconds, '.1f')} |"
+            f"| {name} | {of[0]['tuned']:g} | {_spread(ends[name], '.3f')} | "
+            f"{_spread([each['unseen'] for each in of], '.3f')} | {_spread(updates, '.0f')} | "
+            f"{_spread(seconds, '.1f')} |"
         )
     return "\n".join(lines)
 
@@ -248,7 +287,7 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=["ptb", "copy"], choices=["ptb", "copy"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[10, 30, 60], help="to copy")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--ptb-updates", type=int, default=450)
+    parser.add_argument("--ptb-updates", type=int, default=300)
     parser.add_argument("--copy-updates", type=int, default=600)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("recurrent"))
     arguments = parser.parse_args()
@@ -260,7 +299,7 @@ def main() -> None:
     results = Results(arguments.output.with_suffix(".json"))
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     total = sum(
-        len(problem.rates[name]) + arguments.seeds - 1
+        len(problem.tried[name]) + arguments.seeds - 1
         for problem in problems
         for name in problem.optimizers
     )
@@ -269,8 +308,8 @@ def main() -> None:
         for problem in problems:
             found[problem.name] = {}
             for name in problem.optimizers:
-                best = results.best_rate(problem, name)
-                progress.update(task, advance=len(problem.rates[name]))
+                best = results.best(problem, name)
+                progress.update(task, advance=len(problem.tried[name]))
                 found[problem.name][name] = []
                 for seed in range(arguments.seeds):
                     found[problem.name][name].append(results.get(problem, name, best, seed))

@@ -56,11 +56,22 @@ LEARNING_RATES = {
 }
 
 
-def _kfac(recurrent: str) -> Callable[[float, int], keras.optimizers.Optimizer]:
-    return lambda rate, seed: tfkfac.KFAC(rate, recurrent=recurrent, kl_clip=1e-2, seed=seed)
+KL_CLIP = 1e-3
+"""How far one step of KFAC may move the predictions: less for longer sequences."""
 
 
-OPTIMIZERS: dict[str, Callable[[float, int], keras.optimizers.Optimizer]] = {
+def _kfac(recurrent: str) -> Callable[..., keras.optimizers.Optimizer]:
+    return lambda rate, seed, kl_clip=KL_CLIP: tfkfac.KFAC(
+        rate,
+        recurrent=recurrent,
+        kl_clip=kl_clip,
+        factor_update_every=5,
+        inverse_update_every=20,
+        seed=seed,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "KFAC": _kfac("independent"),
     "KFAC lggm_symmetric": _kfac("lggm_symmetric"),
     "KFAC lggm_limit": _kfac("lggm_limit"),

@@ -70,22 +70,25 @@ LEARNING_RATES = {
     "KFAC lggm_symmetric": 0.3,
     "KFAC lggm_limit": 0.3,
     "Adam": 3e-3,
-    "SGD": 1.0,
+    "SGD": 3.0,
 }
+KL_CLIP = 3e-2
+"""How far one step of KFAC may move the predictions."""
 
 
-def _kfac(recurrent: str) -> Callable[[float, int], keras.optimizers.Optimizer]:
-    return lambda rate, seed: tfkfac.KFAC(
+def _kfac(recurrent: str) -> Callable[..., keras.optimizers.Optimizer]:
+    return lambda rate, seed, kl_clip=KL_CLIP: tfkfac.KFAC(
         rate,
         recurrent=recurrent,
-        kl_clip=1e-2,
+        kl_clip=kl_clip,
         factor_update_every=5,
         inverse_update_every=20,
+        max_factor_size=2048,  # the factor of the words is as wide as there are words
         seed=seed,
     )
 
 
-OPTIMIZERS: dict[str, Callable[[float, int], keras.optimizers.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "KFAC": _kfac("independent"),
     "KFAC lggm_symmetric": _kfac("lggm_symmetric"),
     "KFAC lggm_limit": _kfac("lggm_limit"),
