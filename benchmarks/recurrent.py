@@ -97,13 +97,14 @@ def copying(length: int, updates: int) -> Problem:
         )
         return float(network.evaluate(*unseen, batch_size=100, verbose=0)[0])
 
+    kl_clips = (1e-3, 3e-3, 1e-2) if length < 30 else (1e-4, 3e-4, 1e-3)
     return Problem(
         f"copy {length}",
         updates,
         train,
         50,
         _tunable(copy_task.OPTIMIZERS),
-        _tried(kl_clip=(1e-3, 3e-3, 1e-2), adam=(3e-3, 1e-2, 3e-2), sgd=(0.3, 1.0, 3.0)),
+        _tried(kl_clip=kl_clips, adam=(3e-3, 1e-2, 3e-2), sgd=(0.3, 1.0, 3.0)),
     )
 
 
@@ -288,7 +289,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[10, 30, 60], help="to copy")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ptb-updates", type=int, default=300)
-    parser.add_argument("--copy-updates", type=int, default=600)
+    parser.add_argument("--copy-updates", type=int, default=500)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("recurrent"))
     arguments = parser.parse_args()
     problems = []

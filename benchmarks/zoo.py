@@ -28,6 +28,7 @@ class Entry:
         make: Returns the model, built and not compiled.
         batch: Returns inputs and targets.
         loss: What `compile` takes; None for models that have a loss of their own.
+        kl_clip: Of KFAC, for the coverage.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     make: Callable[[], keras.Model]
     batch: Callable[[], tuple[Any, Any]]
     loss: Any = None
+    kl_clip: float = 1e-3
 
 
 def applications() -> list[Entry]:
@@ -54,7 +56,8 @@ def _application(name: str, maker: Callable[..., keras.Model]) -> Entry:
     def make() -> keras.Model:
         return maker(weights=None, input_shape=(side, side, 3), classes=CLASSES)
 
-    return Entry(name, family, make, lambda: _images(side), "sparse_categorical_crossentropy")
+    loss, kl_clip = "sparse_categorical_crossentropy", _KL_CLIP.get(family, 1e-3)
+    return Entry(name, family, make, lambda: _images(side), loss, kl_clip)
 
 
 _FAMILIES = (
@@ -70,6 +73,9 @@ _FAMILIES = (
 
 _SMALLEST = {"Inception": 75, "Xception": 71}
 """Sides of the smallest images that Keras allows, where they are not 32."""
+
+_KL_CLIP = {"ConvNeXt": 1e-5}
+"""Families that jump within their first steps else: scales that begin at 10⁻⁶ grow quickly."""
 
 
 def others() -> list[Entry]:
