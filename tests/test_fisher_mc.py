@@ -72,6 +72,16 @@ def test_a_sample_inverts_the_cumulative_distribution(classes: int) -> None:
     np.testing.assert_array_equal(sampled, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_draws_all_of_many_classes(dtype: str) -> None:
+    """Cumulative sums in half precision would stop growing, and leave the last classes out."""
+    logits = tf.zeros((60_000, 2000), dtype)
+    sampled = Categorical(logits).sampled_gradient(philox(4))
+    assert sampled.dtype == dtype
+    counts = np.bincount(np.argmin(tf.cast(sampled, tf.float32), axis=-1), minlength=2000)
+    assert counts.min() > 0 and counts.max() < 80  # 30 ± 5.5 each
+
+
 @pytest.mark.parametrize("classes", [3, 300])
 @pytest.mark.parametrize("uniform", [0.0, 2.0**-24, 1.0 - 2.0**-24, 1.0])
 def test_extreme_draws_have_probability(classes: int, uniform: float) -> None:

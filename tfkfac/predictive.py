@@ -7,15 +7,12 @@ same bits; each distribution is a ``tfp.distributions`` object through `Predicti
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
 import tensorflow as tf
 
-WIDE = 256
-"""Classes from which on a sample is drawn in two stages."""
+from tfkfac.inversion import drawn
 
 
 class Noise(Protocol):
@@ -124,7 +121,7 @@ class Categorical(Predictive):
         """``p − onehot(y)``, y by inversion of the cumulative distribution."""
         probabilities = tf.nn.softmax(self.logits, axis=self._classes_axis)
         of_classes = _move_last(probabilities, self._classes_axis)
-        classes = _drawn(of_classes, noise.uniform(tf.shape(of_classes)[:-1], of_classes.dtype))
+        classes = drawn(of_classes, noise.uniform(tf.shape(of_classes)[:-1], tf.float32))
         return probabilities - self._one_hot(classes)
 
     def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
@@ -345,47 +342,6 @@ class Unknown(Predictive):
 def _move_last(tensor: tf.Tensor, axis: int) -> tf.Tensor:
     order = [i for i in range(tensor.shape.rank) if i != axis]
     return tf.transpose(tensor, [*order, axis])
-
-
-def _drawn(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Draws from distributions over K positions, by inversion of their cumulative sums.
-
-    Of many positions first a block is drawn, then a position in it: sums over blocks are quick,
-    cumulative sums are not.
-
-    Args:
-        weights: ``[..., K]``, non-negative; they need not add up to one.
-        uniform: ``[...]``, numbers in (0, 1).
-
-    Returns:
-        Positions ``int32 [...]``, of positive weight.
-    """
-    count = weights.shape[-1]
-    if count < WIDE:
-        return _inverted(weights, uniform)[0]
-    width = math.isqrt(count)
-    leading = tf.shape(weights)[:-1]
-    paddings = [[0, 0]] * (weights.shape.rank - 1) + [[0, -count % width]]
-    blocks = tf.reshape(tf.pad(weights, paddings), [*tf.unstack(leading), -1, width])
-    block, rest = _inverted(tf.reduce_sum(blocks, axis=-1), uniform)
-    inside = tf.gather(blocks, block, batch_dims=block.shape.rank)
-    return block * width + _inverted(inside, rest)[0]
-
-
-def _inverted(weights: tf.Tensor, uniform: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The position at which the cumulative sum passes `uniform` of the total, and how far into it.
-
-    Returns:
-        ``(int32 [...], [...])``, the second in [0, 1].
-    """
-    cumulative = tf.cumsum(weights, axis=-1)
-    below_one = 1.0 - weights.dtype.as_numpy_dtype(np.finfo(weights.dtype.as_numpy_dtype).eps)
-    threshold = cumulative[..., -1] * tf.minimum(uniform, below_one)
-    passed = tf.cast(cumulative <= threshold[..., None], tf.int32)
-    position = tf.reduce_sum(passed, axis=-1)
-    weight = tf.gather(weights, position, batch_dims=position.shape.rank)
-    end = tf.gather(cumulative, position, batch_dims=position.shape.rank)
-    return position, tf.clip_by_value(1.0 - (end - threshold) / weight, 0.0, 1.0)
 
 
 def _tfd() -> Any:
