@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 from comparison import SECONDS, UPDATES, Quantity, Run, compare, plot, table
-from sklearn import datasets
 
 import tfkfac
 
@@ -170,10 +169,10 @@ def with_perplexities(run: Run) -> Run:
 
 
 def load_corpus(folder: str | None) -> Corpus:
-    """Returns the words of the two largest text files of a folder, else of scikit-learn's texts."""
+    """Returns the words of the two largest text files of a folder, else of Python's own help."""
     if folder is None:
-        texts = scikit_learn_texts()
-        name, training, validation = "scikit-learn's texts", texts[:-1], texts[-1:]
+        texts = language_reference()
+        name, training, validation = "Python's help", texts[:40], texts[40:50]
     else:
         files = sorted(pathlib.Path(folder).glob("*.txt"), key=lambda path: -path.stat().st_size)
         if len(files) < 2:
@@ -195,17 +194,11 @@ def words_of(texts: Sequence[str]) -> list[str]:
     return [word for line in lines for word in (*line.lower().split(), END)]
 
 
-def scikit_learn_texts() -> list[str]:
-    """Returns the descriptions of the datasets that scikit-learn ships."""
-    loaders = [
-        datasets.load_breast_cancer,
-        datasets.load_diabetes,
-        datasets.load_digits,
-        datasets.load_iris,
-        datasets.load_wine,
-        datasets.load_linnerud,
-    ]
-    return [load().DESCR for load in loaders]
+def language_reference() -> list[str]:
+    """Returns what Python's own help says about its language, topic by topic."""
+    from pydoc_data import topics
+
+    return [text for _, text in sorted(topics.topics.items())]
 
 
 def parse_arguments() -> argparse.Namespace:
