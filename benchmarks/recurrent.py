@@ -2,10 +2,12 @@
 
 The networks and data are those of `examples/ptb_lstm.py` and `examples/copy_task.py`. One number of
 each optimizer is tuned with one seed, the learning rate of Adam and SGD, `kl_clip` of KFAC (its
-steps are at this bound almost always); the results use several seeds. Runs are kept in a JSON file
-as they end: started again, the program goes on where it was.
+steps are at this bound almost always); the results use several seeds. Seconds are those of one more
+run of each optimizer, for which nothing else should be running: `--pace` makes these. Runs are kept
+in a JSON file as they end: started again, the program goes on where it was.
 
     python -m benchmarks.recurrent --data PATH_TO/ptb --output docs/results/recurrent
+    python -m benchmarks.recurrent --data PATH_TO/ptb --output docs/results/recurrent --pace
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import keras
 import matplotlib
 import numpy as np
 import rich.progress
+import tensorflow as tf
 
 from benchmarks import machine
 
@@ -64,24 +67,33 @@ class Problem:
 def penn_treebank(folder: str | None, updates: int) -> Problem:
     """Two LSTM layers of 200 units on words, 20 streams in pieces of 35."""
     corpus = ptb_lstm.load_corpus(folder)
-    pieces = ptb_lstm.Pieces(corpus.training, 20, 35)
-    unseen = ptb_lstm.Pieces(corpus.validation, 20, 35)
+    training, unseen = (
+        _dataset(ptb_lstm.Pieces(words, 20, 35)) for words in (corpus.training, corpus.validation)
+    )
 
     def train(optimizer: Any, callbacks: Sequence[Any], epochs: int) -> float:
         sizes = argparse.Namespace(batch_size=20, steps=35, units=200)
         model = ptb_lstm.language_model(corpus, sizes, optimizer)
         streams = ptb_lstm.FreshStreams()
-        model.fit(pieces, epochs=epochs, callbacks=[streams, *callbacks], shuffle=False, verbose=0)
+        model.fit(training, epochs=epochs, callbacks=[streams, *callbacks], verbose=0)
         return float(model.evaluate(unseen, callbacks=[streams], verbose=0))
 
     return Problem(
         "ptb",
         updates,
         train,
-        len(pieces),
+        len(training),
         _tunable(ptb_lstm.OPTIMIZERS),
         _tried(kl_clip=(1e-2, 3e-2, 1e-1), adam=(1e-3, 3e-3, 1e-2), sgd=(1.0, 3.0, 10.0)),
     )
+
+
+def _dataset(pieces: keras.utils.PyDataset) -> tf.data.Dataset:
+    """The pieces in memory; between epochs tf.data waits long for its tuner otherwise."""
+    inputs, targets = map(np.stack, zip(*(pieces[i] for i in range(len(pieces))), strict=True))
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensor_slices((inputs, targets)).with_options(options)
 
 
 def copying(length: int, updates: int) -> Problem:
@@ -128,7 +140,7 @@ def _tried(
 
 
 class LossCurve(keras.callbacks.Callback):
-    """The loss of every batch, and the seconds from the start until it was known."""
+    """The loss of every batch, and the seconds in training steps until then."""
 
     def __init__(self, updates: int) -> None:
         super().__init__()
@@ -136,18 +148,23 @@ class LossCurve(keras.callbacks.Callback):
         self.seconds: list[float] = []
         self._updates = updates
         self._seen = (0, 0.0)
-        self._start = time.perf_counter()
+        self._start = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Keras' mean of the losses begins anew."""
         self._seen = (0, 0.0)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """The clock runs in steps only: what tf.data does between epochs is no optimizer's work."""
+        self._start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """The loss of one batch from the mean over the batches of the epoch so far."""
         count, total = batch + 1, (batch + 1) * float((logs or {})["loss"])
         self.losses.append(total - self._seen[1])
         self._seen = (count, total)
-        self.seconds.append(time.perf_counter() - self._start)
+        before = self.seconds[-1] if self.seconds else 0.0
+        self.seconds.append(before + time.perf_counter() - self._start)
         if len(self.losses) >= self._updates:
             self.model.stop_training = True
 
@@ -190,9 +207,9 @@ class Results:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        self.runs: list[dict[str, Any]] = (
-            json.loads(path.read_text())["runs"] if path.exists() else []
-        )
+        document = json.loads(path.read_text()) if path.exists() else {}
+        self.runs: list[dict[str, Any]] = document.get("runs", [])
+        self.paces: dict[str, dict[str, list[float]]] = document.get("paces", {})
 
     def get(self, problem: Problem, name: str, tuned: float, seed: int) -> dict[str, Any]:
         """The run with these settings, made now if it is not there."""
@@ -201,8 +218,7 @@ class Results:
             if wanted.items() <= each.items():
                 return each
         self.runs.append(run(problem, name, tuned, seed))
-        document = {"machine": machine.description(), "runs": self.runs}
-        self._path.write_text(json.dumps(document))
+        self._write()
         return self.runs[-1]
 
     def best(self, problem: Problem, name: str) -> float:
@@ -213,8 +229,23 @@ class Results:
 
         return min(problem.tried[name], key=loss_at_end)
 
+    def measure_pace(self, problem: Problem, name: str) -> None:
+        """Trains once more, for the clock alone."""
+        again = run(problem, name, self.best(problem, name), 0)
+        self.paces.setdefault(problem.name, {})[name] = again["seconds"]
+        self._write()
 
-def table(problem: Problem, runs: Mapping[str, list[dict[str, Any]]]) -> str:
+    def pace(self, problem: Problem, name: str) -> list[float]:
+        """Seconds in training steps after every update, tracing included."""
+        measured = self.paces.get(problem.name, {}).get(name)
+        return measured or self.get(problem, name, self.best(problem, name), 0)["seconds"]
+
+    def _write(self) -> None:
+        document = {"machine": machine.description(), "paces": self.paces, "runs": self.runs}
+        self._path.write_text(json.dumps(document))
+
+
+def table(runs: Mapping[str, list[dict[str, Any]]], paces: Mapping[str, list[float]]) -> str:
     """A line an optimizer: loss at the end, updates and seconds to the best first-order loss."""
     ends = {name: [smoothed(each["losses"])[-1] for each in of] for name, of in runs.items()}
     target = min(float(np.median(ends[name])) for name in FIRST_ORDER)
@@ -226,8 +257,8 @@ def table(problem: Problem, runs: Mapping[str, list[dict[str, Any]]]) -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, of in runs.items():
-        reached = [_first_below(each, target) for each in of]
-        updates, seconds = zip(*reached, strict=True)
+        updates = [_first_below(each["losses"], target) for each in of]
+        seconds = [np.inf if np.isinf(n) else paces[name][int(n) - 1] for n in updates]
         lines.append(
             f"| {name} | {of[0]['tuned']:g} | {_spread(ends[name], '.3f')} | "
             f"{_spread([each['unseen'] for each in of], '.3f')} | {_spread(updates, '.0f')} | "
@@ -236,12 +267,10 @@ def table(problem: Problem, runs: Mapping[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def _first_below(one: Mapping[str, Any], target: float) -> tuple[float, float]:
-    """Updates and seconds until the loss is below the target for the first time."""
-    below = np.flatnonzero(smoothed(one["losses"]) <= target)
-    if not len(below):
-        return np.inf, np.inf
-    return float(below[0] + 1), float(one["seconds"][below[0]])
+def _first_below(losses: Sequence[float], target: float) -> float:
+    """Updates until the loss is below the target for the first time."""
+    below = np.flatnonzero(smoothed(losses) <= target)
+    return float(below[0] + 1) if len(below) else np.inf
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -253,7 +282,11 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{middle} ({low} … {high})"
 
 
-def plot(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: pathlib.Path) -> None:
+def plot(
+    results: Mapping[str, Mapping[str, list[dict[str, Any]]]],
+    paces: Mapping[str, Mapping[str, list[float]]],
+    path: pathlib.Path,
+) -> None:
     """A row a problem: the median loss against updates and seconds, and the seeds' spread."""
     from matplotlib import pyplot
 
@@ -265,8 +298,7 @@ def plot(results: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: pathli
             curves = np.array([smoothed(each["losses"]) for each in of])
             middle = np.median(curves, axis=0)
             updates = np.arange(1, curves.shape[1] + 1)
-            seconds = np.median([each["seconds"] for each in of], axis=0)
-            for axes, x in ((left, updates), (right, seconds)):
+            for axes, x in ((left, updates), (right, paces[problem][name])):
                 (line,) = axes.plot(x, middle, label=name, linewidth=1.6)
                 axes.fill_between(
                     x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.15
@@ -290,6 +322,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ptb-updates", type=int, default=300)
     parser.add_argument("--copy-updates", type=int, default=500)
+    parser.add_argument("--optimizers", nargs="+", help="only run these, and print nothing")
+    parser.add_argument("--pace", action="store_true", help="measure the seconds")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("recurrent"))
     arguments = parser.parse_args()
     problems = []
@@ -298,27 +332,40 @@ def main() -> None:
     if "copy" in arguments.problems:
         problems += [copying(length, arguments.copy_updates) for length in arguments.lengths]
     results = Results(arguments.output.with_suffix(".json"))
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    total = sum(
-        len(problem.tried[name]) + arguments.seeds - 1
-        for problem in problems
-        for name in problem.optimizers
-    )
+    found = all_runs(problems, results, arguments.seeds, arguments.optimizers, arguments.pace)
+    if arguments.optimizers:
+        return
+    paces = {p.name: {name: results.pace(p, name) for name in p.optimizers} for p in problems}
+    for problem in problems:
+        print(f"\n### {problem.name}\n\n{table(found[problem.name], paces[problem.name])}")
+    plot(found, paces, arguments.output.with_suffix(".png"))
+    print(f"\nWritten: {arguments.output}.json, {arguments.output}.png")
+
+
+def all_runs(
+    problems: Sequence[Problem],
+    results: Results,
+    seeds: int,
+    only: Sequence[str] | None,
+    pace: bool,
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Problem → optimizer → the runs of all seeds with the best of the numbers tried."""
+    chosen = [(p, name) for p in problems for name in p.optimizers if not only or name in only]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {p.name: {} for p in problems}
+    total = sum(len(p.tried[name]) + seeds - 1 + pace for p, name in chosen)
     with rich.progress.Progress() as progress:
         task = progress.add_task("runs", total=total)
-        for problem in problems:
-            found[problem.name] = {}
-            for name in problem.optimizers:
-                best = results.best(problem, name)
-                progress.update(task, advance=len(problem.tried[name]))
-                found[problem.name][name] = []
-                for seed in range(arguments.seeds):
-                    found[problem.name][name].append(results.get(problem, name, best, seed))
-                    progress.update(task, advance=int(seed > 0))
-    for problem in problems:
-        print(f"\n### {problem.name}\n\n{table(problem, found[problem.name])}")
-    plot(found, arguments.output.with_suffix(".png"))
-    print(f"\nWritten: {arguments.output}.json, {arguments.output}.png")
+        for problem, name in chosen:
+            best = results.best(problem, name)
+            progress.update(task, advance=len(problem.tried[name]))
+            found[problem.name][name] = []
+            for seed in range(seeds):
+                found[problem.name][name].append(results.get(problem, name, best, seed))
+                progress.update(task, advance=int(seed > 0))
+        for problem, name in chosen if pace else ():
+            results.measure_pace(problem, name)
+            progress.update(task, advance=1)
+    return found
 
 
 if __name__ == "__main__":
