@@ -160,7 +160,9 @@ def plot(
 def _draw(axes: Axes, runs: Sequence[Run], x: Quantity, y: Quantity) -> None:
     """Draws one panel: a line for each run."""
     for run in runs:
-        axes.plot(run.history[x.key], run.history[y.key], label=run.name, linewidth=1.8)
+        points = run.history[x.key], run.history[y.key]
+        marker = "o" if len(points[0]) == 1 else None
+        axes.plot(*points, label=run.name, linewidth=1.8, marker=marker)
     axes.set_xscale(x.scale)
     axes.set_yscale(y.scale)
     axes.grid(alpha=0.3)

@@ -4,8 +4,8 @@ Every stream of words is read in pieces of 35, the state of the LSTM going on fr
 (truncated backpropagation through time). KFAC takes the steps for independent, or models the
 correlation of neighbouring steps in one of two ways (`recurrent=`). The words come from the text
 files in `--data FOLDER` (Penn Treebank, say): the largest trains, the next one validates. Without
-it, offline, they come from the descriptions of scikit-learn's datasets. The program prints a table
-and writes the perplexities to a PNG. Run it with
+it, offline, they come from Python's own help. The program prints a table and writes the
+perplexities to a PNG. Run it with
 
     python examples/ptb_lstm.py --data PATH_TO/ptb
 """
@@ -208,7 +208,11 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", metavar="FOLDER", help="text files: the largest trains, the next one validates")
+    add(
+        "--data",
+        metavar="FOLDER",
+        help="text files: the largest trains, the next one validates (default: Python's own help)",
+    )
     add("--epochs", type=int, default=6, help="epochs of each training")
     add("--batch-size", type=int, default=20, help="streams that are read side by side")
     add("--steps", type=int, default=35, help="words of a piece")

@@ -235,3 +235,67 @@ def test_a_model_under_a_remat_scope_is_refused_by_name() -> None:
         model = keras.Model(inputs, layers.Dense(3)(inputs), name="hidden")
     with pytest.raises(ValueError, match=r"Model 'hidden' was made under keras\.RematScope"):
         model.compile(tfkfac.KFAC(), CROSSENTROPY)
+
+
+class LayeredCell(layers.Layer):
+    """A recurrent cell that is made of layers."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.state_size = units
+        self.of_inputs, self.of_state = layers.Dense(units), layers.Dense(units)
+
+    def build(self, input_shape: Any) -> None:
+        self.of_inputs.build(input_shape)
+        self.of_state.build((None, self.state_size))
+
+    def call(self, inputs: Any, states: Any) -> Any:
+        state = ops.tanh(self.of_inputs(inputs) + self.of_state(states[0]))
+        return state, [state]
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_layers_in_a_cell_fall_back_with_a_reason(run_eagerly: bool) -> None:
+    """The loop over the steps hides them."""
+    model = keras.Sequential(
+        [keras.Input((4, 3)), layers.RNN(LayeredCell(5), name="loop"), layers.Dense(3)]
+    )
+    with pytest.warns(UserWarning, match="runs in the loop of loop: diagonal"):
+        model.compile(tfkfac.KFAC(0.1, seed=0), CROSSENTROPY, run_eagerly=run_eagerly)
+        losses = model.fit(ROWS.reshape(-1, 4, 3), CLASSES, epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    kinds = [block.label for block in model.optimizer.layer_collection]
+    assert sorted(kinds) == ["Dense", "diagonal", "diagonal"]
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("recurrent", ["independent", "lggm_symmetric", "lggm_limit"])
+def test_a_first_batch_of_masked_steps_alone_does_no_harm(recurrent: str, method: str) -> None:
+    """There were no uses: neither curvature nor its inverse exists yet."""
+    stack = [layers.Embedding(200, 5, mask_zero=True), layers.GRU(4), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((None,), dtype="int32"), *stack])
+    model.compile(tfkfac.KFAC(0.05, recurrent=recurrent, method=method, seed=0), CROSSENTROPY)
+    model.train_on_batch(np.zeros_like(TOKENS), CLASSES)
+    losses = [float(model.train_on_batch(TOKENS, CLASSES)) for _ in range(4)]
+    assert losses[-1] < losses[0]
+    assert all(np.isfinite(variable).all() for variable in model.optimizer.variables)
+
+
+def test_ragged_sequences_are_refused_by_name() -> None:
+    ragged = tf.RaggedTensor.from_row_lengths(ROWS[:12], [5, 3, 4])
+    model = keras.Sequential([layers.LSTM(4, name="reader"), layers.Dense(3)])
+    model.build((None, None, 12))
+    optimizer = tfkfac.KFAC(model=model)
+    with (
+        pytest.raises(ValueError, match="Layer 'reader' is called with a ragged tensor"),
+        tf.GradientTape(),
+        optimizer.record(),
+    ):
+        model.layers[0](ragged)
+
+
+def test_what_the_user_skips_is_no_news(recwarn: pytest.WarningsRecorder) -> None:
+    model = keras.Sequential([keras.Input((12,)), layers.Dense(4, name="left"), layers.Dense(3)])
+    model.compile(tfkfac.KFAC(skip=("left",)), CROSSENTROPY)
+    model.train_on_batch(ROWS, CLASSES)
+    assert not [warning for warning in recwarn if "tfkfac" in str(warning.message)]

@@ -216,7 +216,7 @@ def test_form_decides_what_a_block_keeps(recurrent: str, kind: type, factors: li
         assert isinstance(block, RecurrentBlock)
         assert type(block.inverse) is kind
         assert list(block.factor_shapes) == factors
-        assert block.label == f"Recurrent {recurrent}"
+        assert block.label == recurrent
 
 
 def test_method_counts_where_steps_are_independent() -> None:
@@ -240,7 +240,7 @@ def test_chains_need_both_factors_whole() -> None:
         model_of(*stack), recurrent="lggm_symmetric", max_factor_size=limit
     )
     labels = {block.name: block.label for block in collection}
-    assert labels == {"fits": "Recurrent lggm_symmetric", "wide": "Recurrent independent"}
+    assert labels == {"fits": "lggm_symmetric", "wide": "independent"}
     assert collection["wide"].factor_shapes == {"A": (3, 3), "G": (12,)}
 
 
@@ -251,12 +251,22 @@ def test_first_pattern_that_matches_counts() -> None:
     collection = LayerCollection.scan(model_of(*stack), recurrent=patterns)
     found = [collection[name].label for name in names]
     forms = ["lggm_symmetric", "lggm_limit", "independent"]
-    assert found == [f"Recurrent {form}" for form in forms]
+    assert found == list(forms)
 
 
-@pytest.mark.parametrize("recurrent", ["lggm", {"lstm": "symmetric"}, 3, None, ["independent"]])
-def test_form_that_does_not_exist(recurrent: Any) -> None:
-    with pytest.raises(ValueError, match=r"`recurrent` must be .*'lggm_symmetric'"):
+@pytest.mark.parametrize(
+    ("recurrent", "message"),
+    [
+        ("lggm", r"`recurrent` must be one of .*'lggm_symmetric'"),
+        ({"lstm": "symmetric"}, r"`recurrent\['lstm'\]` must be one of .*'lggm_symmetric'"),
+        ({1: "independent"}, r"`the keys of recurrent` must be .*regular expressions, got \[1\]"),
+        (3, r"`recurrent` must be .*'lggm_symmetric'.* or a dict of regular expressions"),
+        (None, r"or a dict of regular expressions.*recurrent=None"),
+        (["independent"], r"or a dict of regular expressions.*recurrent=\['independent'\]"),
+    ],
+)
+def test_form_that_does_not_exist(recurrent: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         tfkfac.KFAC(recurrent=recurrent)
 
 

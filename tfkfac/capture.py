@@ -213,12 +213,7 @@ class Recorder:
             return call(*args, **kwargs)
         arguments = keras_internals.arguments_of(layer, args, kwargs)
         _, inputs, *_ = arguments.values()
-        if isinstance(inputs, tf.RaggedTensor):
-            raise ValueError(
-                f"Layer {layer.name!r} is called with a ragged tensor, for which KFAC has no "
-                "curvature. Make it dense (`inputs.to_tensor()`) and mask what was added, or leave "
-                f"the layer out: KFAC(skip=({layer.name!r},))."
-            )
+        _require_dense(layer, inputs)
         with record.reads.within(layer.trainable_variables):
             if "activation" in vars(layer):
                 with noting_preactivations(layer, record.tape) as preactivations:
@@ -259,6 +254,7 @@ class Recorder:
         record = self._find()
         if record is None or not record.open or record.graph is not current_graph():
             return call(*args, **kwargs)
+        _require_dense(layer, next(iter((*args, *kwargs.values())), None))
         with record.reads.within(layer.trainable_variables):
             return call(*args, **kwargs)
 
@@ -322,6 +318,16 @@ class Recorder:
         if context is None or context.num_replicas_in_sync == 1:
             return id(self), 0
         return id(self), context.replica_id_in_sync_group
+
+
+def _require_dense(layer: Any, inputs: Any) -> None:
+    """Refuses ragged inputs of a layer."""
+    if isinstance(inputs, tf.RaggedTensor):
+        raise ValueError(
+            f"Layer {layer.name!r} is called with a ragged tensor, for which KFAC has no "
+            "curvature. Make it dense (`inputs.to_tensor()`) and mask what was added, or leave "
+            f"the layer out: KFAC(skip=({layer.name!r},))."
+        )
 
 
 def _is_wrapper(layer: Any) -> bool:

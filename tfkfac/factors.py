@@ -162,11 +162,15 @@ class KroneckerInverse(abc.ABC):
         return "ones" if rank == 1 else _identity_initializer
 
     def refresh(self, averages: Averages, damping: tf.Tensor) -> None:
-        """Recomputes what is kept; a result with a non-finite entry is dropped."""
+        """Recomputes what is kept.
+
+        Nothing changes where a result has a non-finite entry, or while no use was seen (masked
+        batches).
+        """
         fresh = self.compute(averages, damping)
-        finite = self.is_finite(fresh)
+        usable = self.is_finite(fresh) & (averages["uses"] > 0)
         for variable, value in zip(self.variables, fresh, strict=True):
-            variable.assign(tf.where(finite, value, variable))
+            variable.assign(tf.where(usable, value, variable))
 
     def is_finite(self, fresh: list[tf.Tensor]) -> tf.Tensor:
         """Whether a result of `compute` may be kept, a boolean scalar."""

@@ -87,12 +87,15 @@ class LayerCollection:
         layers = keras_internals.flatten_layers(model)
         skipped = _matching("skip", layers, require_patterns("skip", skip))
         forms = _recurrent_forms(layers, require_recurrent(recurrent))
+        loops = _within_loops(layers)
         blocks: list[Block] = []
         reasons: dict[int, str] = {}
         for layer in layers:
             try:
                 if id(layer) in skipped:
                     raise NotCoveredError(_SKIPPED)
+                if id(layer) in loops:
+                    raise NotCoveredError(f"runs in the loop of {loops[id(layer)]}")
                 options = {"method": method, "max_factor_size": max_factor_size}
                 if isinstance(layer, keras.layers.RNN):
                     options["recurrent"] = forms[id(layer)]
@@ -239,10 +242,11 @@ class LayerCollection:
         )
 
     def warn_of_fallbacks(self) -> None:
-        """One warning that names all that trains without curvature; none if nothing does."""
-        if not self.fallbacks:
+        """One warning that names all that falls back, but for what the user skips."""
+        unknown = [block for block in self.fallbacks if block.reason != _SKIPPED]
+        if not unknown:
             return
-        names = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in self.fallbacks)
+        names = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in unknown)
         warnings.warn(
             f"tfkfac knows no Kronecker structure for {names}. "
             "`optimizer.layer_collection.summary()` shows all; `@tfkfac.register(LayerClass)` "
@@ -257,13 +261,19 @@ def require_recurrent(recurrent: Any) -> str | dict[str, str]:
     Raises:
         ValueError: It is neither a form nor a dict of regular expressions → form.
     """
-    if not isinstance(recurrent, Mapping):
-        require_choice("recurrent", recurrent, RECURRENT)
-        return str(recurrent)
-    require_patterns("recurrent", list(recurrent))
-    for form in recurrent.values():
-        require_choice("recurrent", form, RECURRENT)
-    return dict(recurrent)
+    if isinstance(recurrent, Mapping):
+        require_patterns("the keys of recurrent", list(recurrent))
+        for pattern, form in recurrent.items():
+            require_choice(f"recurrent[{pattern!r}]", form, RECURRENT)
+        return dict(recurrent)
+    if not isinstance(recurrent, str):
+        raise ValueError(
+            "Argument `recurrent` must be one of "
+            f"{', '.join(map(repr, RECURRENT))}, or a dict of regular expressions of layers' paths "
+            f"→ one of them; got recurrent={recurrent!r}."
+        )
+    require_choice("recurrent", recurrent, RECURRENT)
+    return recurrent
 
 
 def _matching(argument: str, layers: Sequence[Any], patterns: Iterable[str]) -> set[int]:
@@ -290,6 +300,19 @@ def _recurrent_forms(layers: Sequence[Any], recurrent: str | Mapping[str, str]) 
         matched = _matching("recurrent", layers, [pattern] if layers or pattern else [])
         forms.update(dict.fromkeys(matched, form))
     return forms
+
+
+def _within_loops(layers: Sequence[Any]) -> dict[int, str]:
+    """id of a layer inside a cell → the name of the recurrent layer whose steps call it.
+
+    The loop over the steps hides their inputs and pre-activations.
+    """
+    return {
+        id(inner): layer.name
+        for layer in layers
+        if isinstance(layer, keras.layers.RNN)
+        for inner in keras_internals.flatten_layers(layer.cell)
+    }
 
 
 def _without_conflicts(blocks: Sequence[Block], reasons: dict[int, str]) -> list[Block]:

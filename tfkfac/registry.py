@@ -67,8 +67,10 @@ def build_blocks(layer: Any, layers: Iterable[Any], **options: Any) -> list[Bloc
     """
     registered = _registered_class(layer)
     if registered is None:
-        raise NotCoveredError(type(layer).__name__)
+        raise NotCoveredError(_HINTS.get(type(layer), type(layer).__name__))
     overridden = _overridden(type(layer), registered)
+    if overridden is not None and type(layer).__module__.startswith("keras."):
+        raise NotCoveredError(type(layer).__name__)
     if overridden is not None:
         raise NotCoveredError(
             f"{type(layer).__name__} overrides {registered.__name__}.{overridden}"
@@ -145,3 +147,8 @@ def _registered_class(layer: Any) -> Any:
 
 
 _BUILDERS: dict[type, Builder] = {}
+
+_HINTS = {
+    cell: f"{cell.__name__} called by itself; in keras.layers.RNN it has blocks"
+    for cell in (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import rich.console
 import rich.table
 
 from tfkfac import cost
-from tfkfac.blocks import Block
+from tfkfac.blocks import Block, KroneckerBlock
 
 
 def print_summary(
@@ -41,25 +40,38 @@ def print_summary(
         table.add_column(heading, overflow="fold")
     for heading in ("Param #", "Memory", "Step / SGD"):
         table.add_column(heading, justify="right")
-    blocks_of_layer = collections.Counter(id(block.layers[0]) for block in blocks)
+    names = _names(blocks)
     for block in blocks:
-        several = blocks_of_layer[id(block.layers[0])] > 1
-        table.add_row(*_row(block, costs.get(id(block)), schedule, several=several))
+        table.add_row(*_row(names[id(block)], block, costs.get(id(block)), schedule))
     console = rich.console.Console(highlight=False, width=None if print_fn is None else 100)
     with console.capture() as text:
         console.print(table)
-        for line in _totals(blocks, costs, coverage, batch_size, schedule):
+        for line in _totals(blocks, names, costs, coverage, batch_size, schedule):
             console.print(line, soft_wrap=True)
     (print_fn or print)(text.get())
 
 
+def _names(blocks: Sequence[Block]) -> dict[int, str]:
+    """id of a block → its layer, and its variable where the layer has several blocks."""
+    of_layer: dict[int, list[Block]] = {}
+    for block in blocks:
+        of_layer.setdefault(id(block.layers[0]), []).append(block)
+    names: dict[int, str] = {}
+    for together in of_layer.values():
+        variables = [block.variables[0] for block in together]
+        several_cells = len({id(block.layers[-1]) for block in together}) > 1
+        parts = 2 if several_cells else 1
+        for block, variable in zip(together, variables, strict=True):
+            path = "/".join(str(variable.path).split("/")[-parts:])
+            names[id(block)] = block.name + (f" {path}" if len(together) > 1 else "")
+    return names
+
+
 def _row(
-    block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int], *, several: bool
+    name: str, block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int]
 ) -> tuple[str, ...]:
-    layer = block.layers[0]
-    name = f"{layer.name} ({type(layer).__name__})"
-    if several:
-        name += f" {block.variables[0].name}"
+    layer = type(block.layers[0]).__name__
+    name = name.replace(block.name, f"{block.name} ({layer})", 1)
     shapes = ", ".join(
         f"{key} {'×'.join(map(str, shape))}{' (diagonal)' if len(shape) == 1 else ''}"
         for key, shape in block.factor_shapes.items()
@@ -76,6 +88,7 @@ def _row(
 
 def _totals(
     blocks: Sequence[Block],
+    names: dict[int, str],
     costs: dict[int, cost.StepCost],
     coverage: float,
     batch_size: int,
@@ -84,19 +97,21 @@ def _totals(
     parameters = sum(block.parameters for block in blocks)
     memory = sum(_memory(block) for block in blocks)
     ratio = _ratio(cost.total(costs.values()), schedule)
+    unknown = any(isinstance(b, KroneckerBlock) and id(b) not in costs for b in blocks)
+    without = ", without what has a –" if unknown else ""
     fallbacks = [block for block in blocks if block.reason]
     lines = [
         f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
         f" Memory of averages and inverses: {_bytes(memory)}",
         f" Predicted step: {ratio} of an SGD step (operations; batch {batch_size}, factors every "
-        f"{schedule[0]}, inverses every {schedule[1]})",
+        f"{schedule[0]}, inverses every {schedule[1]}){without}",
     ]
-    cut = [f"{b.name} ({', '.join(b.cut_to_diagonal)})" for b in blocks if b.cut_to_diagonal]
+    cut = [f"{names[id(b)]} ({', '.join(b.cut_to_diagonal)})" for b in blocks if b.cut_to_diagonal]
     if cut:
         lines.append(f" Larger than max_factor_size, only the diagonal is kept: {', '.join(cut)}")
     if fallbacks:
-        names = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in fallbacks)
-        lines.append(f" Without Kronecker structure: {names}")
+        fallen = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in fallbacks)
+        lines.append(f" Without Kronecker structure: {fallen}")
     return lines
 
 

@@ -60,7 +60,7 @@ class RecurrentBlock(DenseBlock):
             max_factor_size=max_factor_size,
         )
         self.layers = list(layers)
-        self.label = f"Recurrent {'independent' if chain is None else recurrent}"
+        self.label = "independent" if chain is None else recurrent
         self.keeps_lags = chain is not None
         self.steps = steps
         self._of_inputs = of_inputs
