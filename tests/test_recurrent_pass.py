@@ -380,8 +380,7 @@ def test_detached_layers_are_as_they_were() -> None:
 
 def test_skipped_layers_are_left_to_keras() -> None:
     model = compiled(skip=["first"])
-    with pytest.warns(UserWarning, match=r"first \(skipped by the user"):
-        model.train_on_batch(sequences(), np.zeros((N, 2), "float32"))
+    model.train_on_batch(sequences(), np.zeros((N, 2), "float32"))
     assert stand_ins(model) == [model.layers[-1].name]
 
 
