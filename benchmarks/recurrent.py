@@ -35,6 +35,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
 
 import copy_task
 import ptb_lstm
+from recurrent_optimizers import recurrent_optimizers
 
 SMOOTHING = 25
 """Updates over whose losses the mean is taken."""
@@ -85,8 +86,8 @@ def penn_treebank(folder: str | None, updates: int) -> Problem:
         updates,
         train,
         len(training),
-        _tunable(ptb_lstm.OPTIMIZERS),
-        _tried(kl_clip=(1e-2, 3e-2, 1e-1), adam=(3e-4, 1e-3, 3e-3), sgd=(1.0, 3.0, 10.0)),
+        _tunable(ptb_lstm.optimizers),
+        _tried(kl_clip=(1e-2, 3e-2, 1e-1), adam=(3e-5, 1e-4, 3e-4, 1e-3), sgd=(1.0, 3.0, 10.0)),
     )
 
 
@@ -117,28 +118,28 @@ def copying(length: int, updates: int) -> Problem:
         updates,
         train,
         50,
-        _tunable(copy_task.OPTIMIZERS),
-        _tried(kl_clip=kl_clips, adam=(3e-3, 1e-2, 3e-2), sgd=(0.3, 1.0, 3.0)),
+        _tunable(recurrent_optimizers),
+        _tried(kl_clip=kl_clips, adam=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), sgd=(0.1, 0.3, 1.0, 3.0)),
     )
 
 
 def _tunable(
-    optimizers: Mapping[str, Callable[..., keras.optimizers.Optimizer]],
+    optimizers: Callable[..., Mapping[str, Callable[[float, int], keras.optimizers.Optimizer]]],
 ) -> dict[str, Callable[[float, int], keras.optimizers.Optimizer]]:
     """Functions of the learning rate (Adam, SGD) or `kl_clip` (KFAC, learning rate 0.3)."""
+    names = list(optimizers())
 
-    def bounded(make: Callable[..., Any]) -> Callable[[float, int], Any]:
-        return lambda kl_clip, seed: make(0.3, seed, kl_clip=kl_clip)
+    def bounded(name: str) -> Callable[[float, int], keras.optimizers.Optimizer]:
+        return lambda kl_clip, seed: optimizers(kl_clip=kl_clip)[name](0.3, seed)
 
-    return {
-        name: make if name in FIRST_ORDER else bounded(make) for name, make in optimizers.items()
-    }
+    return {name: optimizers()[name] if name in FIRST_ORDER else bounded(name) for name in names}
 
 
 def _tried(
     kl_clip: Sequence[float], adam: Sequence[float], sgd: Sequence[float]
 ) -> dict[str, Sequence[float]]:
-    return {name: kl_clip for name in ptb_lstm.OPTIMIZERS} | {"Adam": adam, "SGD": sgd}
+    of_first_order = {"Adam": adam, "SGD": sgd}
+    return {name: of_first_order.get(name, kl_clip) for name in recurrent_optimizers()}
 
 
 class LossCurve(keras.callbacks.Callback):

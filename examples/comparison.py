@@ -40,6 +40,28 @@ UPDATES = Quantity("updates", "updates", ".0f")
 SECONDS = Quantity("seconds", "seconds", ".1f")
 
 
+def at_rates(
+    make: Mapping[str, Callable[[float, int], keras.optimizers.Optimizer]],
+    learning_rates: Mapping[str, float],
+    *,
+    names: Sequence[str],
+    tried: Sequence[float] | None,
+    seed: int,
+) -> dict[str, keras.optimizers.Optimizer]:
+    """Returns the named optimizers at their learning rates, or each at all those to be tried.
+
+    Args:
+        make: Name to function of a learning rate and a seed.
+        learning_rates: Name to the rate that suits it.
+        names: Which of them.
+        tried: Rates to try, or None.
+        seed: For the optimizers' own random numbers.
+    """
+    if tried is None:
+        return {name: make[name](learning_rates[name], seed) for name in names}
+    return {f"{name} {rate:g}": make[name](rate, seed) for name in names for rate in tried}
+
+
 def compare(
     optimizers: Mapping[str, keras.optimizers.Optimizer],
     compiled_model: Callable[[keras.optimizers.Optimizer], keras.Model],

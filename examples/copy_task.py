@@ -8,13 +8,11 @@ from 10 to 60 are usual. The program prints a table and writes the loss curves t
 """
 
 import argparse
-from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
-from comparison import SECONDS, UPDATES, Quantity, compare, plot, table
-
-import tfkfac
+from comparison import SECONDS, UPDATES, Quantity, at_rates, compare, plot, table
+from recurrent_optimizers import recurrent_optimizers
 
 BITS = Quantity("bits", "bits a symbol", ".3f")
 ACCURACY = Quantity("val_accuracy", "symbols right", ".1%")
@@ -27,7 +25,13 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     inputs, targets = sequences(rng, arguments.examples, arguments.length)
     runs = compare(
-        optimizers(arguments.optimizers, arguments.learning_rate, arguments.seed),
+        at_rates(
+            recurrent_optimizers(kl_clip=arguments.kl_clip),
+            LEARNING_RATES,
+            names=arguments.optimizers,
+            tried=arguments.learning_rate,
+            seed=arguments.seed,
+        ),
         lambda optimizer: copying_network(arguments, optimizer),
         seed=arguments.seed,
         x=inputs,
@@ -54,43 +58,6 @@ LEARNING_RATES = {
     "Adam": 1e-2,
     "SGD": 1.0,
 }
-
-
-KL_CLIP = 1e-3
-"""How far one step of KFAC may move the predictions: less for longer sequences."""
-
-
-def _kfac(recurrent: str) -> Callable[..., keras.optimizers.Optimizer]:
-    return lambda rate, seed, kl_clip=KL_CLIP: tfkfac.KFAC(
-        rate,
-        recurrent=recurrent,
-        kl_clip=kl_clip,
-        factor_update_every=5,
-        inverse_update_every=20,
-        seed=seed,
-    )
-
-
-OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "KFAC": _kfac("independent"),
-    "KFAC lggm_symmetric": _kfac("lggm_symmetric"),
-    "KFAC lggm_limit": _kfac("lggm_limit"),
-    "Adam": lambda rate, seed: keras.optimizers.Adam(rate, global_clipnorm=1.0),
-    "SGD": lambda rate, seed: keras.optimizers.SGD(rate, momentum=0.9, global_clipnorm=1.0),
-}
-
-
-def optimizers(
-    names: Sequence[str], learning_rates: Sequence[float] | None, seed: int
-) -> dict[str, keras.optimizers.Optimizer]:
-    """Returns every named optimizer at its own learning rate, or at each of those given."""
-    if learning_rates is None:
-        return {name: OPTIMIZERS[name](LEARNING_RATES[name], seed) for name in names}
-    return {
-        f"{name} {rate:g}": OPTIMIZERS[name](rate, seed)
-        for name in names
-        for rate in learning_rates
-    }
 
 
 def copying_network(
@@ -138,9 +105,15 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--optimizers",
         nargs="+",
-        choices=OPTIMIZERS,
-        default=list(OPTIMIZERS),
+        choices=LEARNING_RATES,
+        default=list(LEARNING_RATES),
         help="what to compare",
+    )
+    add(
+        "--kl-clip",
+        type=float,
+        default=3e-3,
+        help="how far one step of KFAC may move the predictions; 3e-4 suits 30 symbols",
     )
     add("--learning-rate", type=float, nargs="+", help="train each optimizer at each of these")
     add("--seed", type=int, default=0, help="of sequences, weights and KFAC")

@@ -9,12 +9,12 @@ with a smaller network. The program prints a table and writes the curves to a PN
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import numpy as np
-from comparison import SECONDS, UPDATES, Quantity, compare, plot, table
+from comparison import SECONDS, UPDATES, Quantity, at_rates, compare, plot, table
 from sklearn.datasets import load_digits
 
 import tfkfac
@@ -45,7 +45,13 @@ def main() -> None:
     arguments = parse_arguments()
     problem = load_problem(arguments.data)
     runs = compare(
-        optimizers(arguments.optimizers, arguments.learning_rate, arguments.seed),
+        at_rates(
+            OPTIMIZERS,
+            LEARNING_RATES,
+            names=arguments.optimizers,
+            tried=arguments.learning_rate,
+            seed=arguments.seed,
+        ),
         lambda optimizer: compiled_model(problem, optimizer),
         seed=arguments.seed,
         x=problem.train_images,
@@ -76,19 +82,6 @@ OPTIMIZERS: dict[str, Callable[[float, int], keras.optimizers.Optimizer]] = {
     "SGD": lambda rate, seed: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
     "Adam": lambda rate, seed: keras.optimizers.Adam(rate),
 }
-
-
-def optimizers(
-    names: Sequence[str], learning_rates: Sequence[float] | None, seed: int
-) -> dict[str, keras.optimizers.Optimizer]:
-    """Returns every named optimizer at its own learning rate, or at each of those given."""
-    if learning_rates is None:
-        return {name: OPTIMIZERS[name](LEARNING_RATES[name], seed) for name in names}
-    return {
-        f"{name} {rate:g}": OPTIMIZERS[name](rate, seed)
-        for name in names
-        for rate in learning_rates
-    }
 
 
 def compiled_model(problem: Problem, optimizer: keras.optimizers.Optimizer) -> keras.Model:

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-from comparison import SECONDS, UPDATES, Quantity, Run, compare, plot, table
-
-import tfkfac
+from comparison import SECONDS, UPDATES, Quantity, Run, at_rates, compare, plot, table
+from recurrent_optimizers import recurrent_optimizers
 
 TRAINING_PERPLEXITY = Quantity("perplexity", "training perplexity", ".1f", scale="log")
 VALIDATION_PERPLEXITY = Quantity("val_perplexity", "validation perplexity", ".1f", scale="log")
@@ -43,7 +42,13 @@ def main() -> None:
     corpus = load_corpus(arguments.data)
     print(f"{corpus.name}: {len(corpus.training):,} words, {corpus.vocabulary:,} different ones")
     runs = compare(
-        optimizers(arguments.optimizers, arguments.learning_rate, arguments.seed),
+        at_rates(
+            optimizers(),
+            LEARNING_RATES,
+            names=arguments.optimizers,
+            tried=arguments.learning_rate,
+            seed=arguments.seed,
+        ),
         lambda optimizer: language_model(corpus, arguments, optimizer),
         seed=arguments.seed,
         callbacks=[FreshStreams()],
@@ -75,38 +80,12 @@ KL_CLIP = 3e-2
 """How far one step of KFAC may move the predictions."""
 
 
-def _kfac(recurrent: str) -> Callable[..., keras.optimizers.Optimizer]:
-    return lambda rate, seed, kl_clip=KL_CLIP: tfkfac.KFAC(
-        rate,
-        recurrent=recurrent,
-        kl_clip=kl_clip,
-        factor_update_every=5,
-        inverse_update_every=20,
-        max_factor_size=2048,  # the factor of the words is as wide as there are words
-        seed=seed,
-    )
-
-
-OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "KFAC": _kfac("independent"),
-    "KFAC lggm_symmetric": _kfac("lggm_symmetric"),
-    "KFAC lggm_limit": _kfac("lggm_limit"),
-    "Adam": lambda rate, seed: keras.optimizers.Adam(rate, global_clipnorm=1.0),
-    "SGD": lambda rate, seed: keras.optimizers.SGD(rate, momentum=0.9, global_clipnorm=1.0),
-}
-
-
 def optimizers(
-    names: Sequence[str], learning_rates: Sequence[float] | None, seed: int
-) -> dict[str, keras.optimizers.Optimizer]:
-    """Returns every named optimizer at its own learning rate, or at each of those given."""
-    if learning_rates is None:
-        return {name: OPTIMIZERS[name](LEARNING_RATES[name], seed) for name in names}
-    return {
-        f"{name} {rate:g}": OPTIMIZERS[name](rate, seed)
-        for name in names
-        for rate in learning_rates
-    }
+    kl_clip: float = KL_CLIP,
+) -> dict[str, Callable[[float, int], keras.optimizers.Optimizer]]:
+    """Returns a name → a function of a learning rate and a seed."""
+    # The factor of the words is as wide as there are words: its diagonal has to do.
+    return recurrent_optimizers(kl_clip=kl_clip, max_factor_size=2048)
 
 
 def language_model(
@@ -220,8 +199,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--optimizers",
         nargs="+",
-        choices=OPTIMIZERS,
-        default=list(OPTIMIZERS),
+        choices=LEARNING_RATES,
+        default=list(LEARNING_RATES),
         help="what to compare",
     )
     add("--learning-rate", type=float, nargs="+", help="train each optimizer at each of these")

@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras import layers
 
 Steps = list[tf.Tensor]
+
+LAYERS = {
+    "lstm": layers.LSTM,
+    "gru": layers.GRU,
+    "gru-reset-before": lambda units, **o: layers.GRU(units, reset_after=False, **o),
+    "simple": layers.SimpleRNN,
+}
 
 
 @dataclasses.dataclass(eq=False)

@@ -99,6 +99,43 @@ def test_summary_predicts_what_a_step_costs() -> None:
         assert _row(text, "conv")[-1].endswith("×")
 
 
+def test_summary_tells_the_blocks_of_a_layer_apart() -> None:
+    """By the variable; by cell and variable where there are several cells."""
+    cells = [layers.GRUCell(3, reset_after=False, name="a"), layers.LSTMCell(2, name="b")]
+    model = keras.Sequential(
+        [
+            keras.Input((4, 5)),
+            layers.LSTM(3, return_sequences=True, name="one"),
+            layers.RNN(cells, name="stack"),
+        ]
+    )
+    last = _summary(scan(model, max_factor_size=4)).splitlines()[-1]
+    assert last.endswith(
+        ": one kernel (A, G), one recurrent_kernel (G), stack a/kernel (G), "
+        "stack a/recurrent_kernel_01 (G), stack b/kernel (G), stack b/recurrent_kernel (G)"
+    )
+
+
+def test_cell_called_by_itself_is_told_where_it_has_blocks() -> None:
+    class Loop(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = layers.SimpleRNNCell(3, name="cell")
+
+        def build(self, input_shape: Any) -> None:
+            self.cell.build((None, input_shape[-1]))
+
+        def call(self, steps: Any) -> Any:
+            states = [keras.ops.zeros((keras.ops.shape(steps)[0], 3))]
+            for step in range(2):
+                outputs, states = self.cell(steps[:, step], states)
+            return outputs
+
+    (block,) = scan(keras.Sequential([keras.Input((2, 4)), Loop()]))
+    assert isinstance(block, DiagonalBlock)
+    assert block.reason == "SimpleRNNCell called by itself; in keras.layers.RNN it has blocks"
+
+
 def test_summary_is_the_same_after_training(capsys: pytest.CaptureFixture[str]) -> None:
     model = models.sequential()
     before = _summary(scan(model))

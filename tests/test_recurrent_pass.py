@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from recurrences import LAYERS
 
 import tfkfac
 from tfkfac import recurrent_pass
 
 N, T, FEATURES, UNITS = 6, 5, 4, 3
 
-LAYERS = {
-    "lstm": layers.LSTM,
-    "gru": layers.GRU,
-    "gru-reset-before": lambda *args, **options: layers.GRU(*args, reset_after=False, **options),
-    "simple": layers.SimpleRNN,
-}
 CELLS = {
     "lstm": layers.LSTMCell,
     "gru": layers.GRUCell,

@@ -254,7 +254,8 @@ class Recorder:
         record = self._find()
         if record is None or not record.open or record.graph is not current_graph():
             return call(*args, **kwargs)
-        _require_dense(layer, next(iter((*args, *kwargs.values())), None))
+        _, inputs, *_ = keras_internals.arguments_of(layer, args, kwargs).values()
+        _require_dense(layer, inputs)
         with record.reads.within(layer.trainable_variables):
             return call(*args, **kwargs)
 

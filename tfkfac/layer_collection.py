@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,18 +17,17 @@ from tfkfac.blocks import (
     KroneckerBlock,
     PlainGradient,
 )
-from tfkfac.chain_inverses import RECURRENT
 from tfkfac.cost import StepCost, block_costs, total
 from tfkfac.factors import METHODS
+from tfkfac.fallbacks import SKIPPED, fallback_blocks, within_loops, without_conflicts
 from tfkfac.hyperparameters import Range, require_choice, require_patterns
+from tfkfac.layer_patterns import matching, recurrent_forms, require_recurrent
 from tfkfac.registry import NotCoveredError, build_blocks
 from tfkfac.summary import print_summary
-from tfkfac.variable_slice import VariableSlice, put, take, whole_of
+from tfkfac.variable_slice import put, take, whole_of
 
 MAX_FACTOR_SIZE = 8192
 """Largest dense factor by default (measured, see docs/layers.md)."""
-
-_SKIPPED = "skipped by the user"
 
 
 class LayerCollection:
@@ -85,15 +83,15 @@ class LayerCollection:
                 "model.build(input_shape), before it is scanned."
             )
         layers = keras_internals.flatten_layers(model)
-        skipped = _matching("skip", layers, require_patterns("skip", skip))
-        forms = _recurrent_forms(layers, require_recurrent(recurrent))
-        loops = _within_loops(layers)
+        skipped = matching("skip", layers, require_patterns("skip", skip))
+        forms = recurrent_forms(layers, require_recurrent(recurrent))
+        loops = within_loops(layers)
         blocks: list[Block] = []
         reasons: dict[int, str] = {}
         for layer in layers:
             try:
                 if id(layer) in skipped:
-                    raise NotCoveredError(_SKIPPED)
+                    raise NotCoveredError(SKIPPED)
                 if id(layer) in loops:
                     raise NotCoveredError(f"runs in the loop of {loops[id(layer)]}")
                 options = {"method": method, "max_factor_size": max_factor_size}
@@ -102,8 +100,8 @@ class LayerCollection:
                 blocks.extend(build_blocks(layer, layers, **options))
             except NotCoveredError as why:
                 reasons[id(layer)] = str(why)
-        blocks = _without_conflicts(blocks, reasons)
-        return cls(model, [*blocks, *_fallbacks(model, layers, blocks, reasons)])
+        blocks = without_conflicts(blocks, reasons)
+        return cls(model, [*blocks, *fallback_blocks(model, layers, blocks, reasons)])
 
     def __getitem__(self, layer_name: str) -> Block:
         """The block of the layer with this name or path."""
@@ -243,7 +241,7 @@ class LayerCollection:
 
     def warn_of_fallbacks(self) -> None:
         """One warning that names all that falls back, but for what the user skips."""
-        unknown = [block for block in self.fallbacks if block.reason != _SKIPPED]
+        unknown = [block for block in self.fallbacks if block.reason != SKIPPED]
         if not unknown:
             return
         names = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in unknown)
@@ -253,126 +251,3 @@ class LayerCollection:
             "teaches it a layer.",
             stacklevel=2,
         )
-
-
-def require_recurrent(recurrent: Any) -> str | dict[str, str]:
-    """The argument `recurrent`, checked.
-
-    Raises:
-        ValueError: It is neither a form nor a dict of regular expressions → form.
-    """
-    if isinstance(recurrent, Mapping):
-        require_patterns("the keys of recurrent", list(recurrent))
-        for pattern, form in recurrent.items():
-            require_choice(f"recurrent[{pattern!r}]", form, RECURRENT)
-        return dict(recurrent)
-    if not isinstance(recurrent, str):
-        raise ValueError(
-            "Argument `recurrent` must be one of "
-            f"{', '.join(map(repr, RECURRENT))}, or a dict of regular expressions of layers' paths "
-            f"→ one of them; got recurrent={recurrent!r}."
-        )
-    require_choice("recurrent", recurrent, RECURRENT)
-    return recurrent
-
-
-def _matching(argument: str, layers: Sequence[Any], patterns: Iterable[str]) -> set[int]:
-    """ids of the layers whose path is matched by one of the patterns."""
-    matched: set[int] = set()
-    for pattern in patterns:
-        found = {id(layer) for layer in layers if re.search(pattern, layer.path or layer.name)}
-        if not found:
-            paths = ", ".join(layer.path or layer.name for layer in layers)
-            raise ValueError(
-                f"Argument `{argument}`: pattern {pattern!r} matches no layer. The layers' "
-                f"paths are: {paths}."
-            )
-        matched |= found
-    return matched
-
-
-def _recurrent_forms(layers: Sequence[Any], recurrent: str | Mapping[str, str]) -> dict[int, str]:
-    """id of a recurrent layer → the form of its curvature; the first matching pattern counts."""
-    layers = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
-    forms = {id(layer): "independent" for layer in layers}
-    patterns = recurrent if isinstance(recurrent, Mapping) else {"": recurrent}
-    for pattern, form in reversed(list(patterns.items())):
-        matched = _matching("recurrent", layers, [pattern] if layers or pattern else [])
-        forms.update(dict.fromkeys(matched, form))
-    return forms
-
-
-def _within_loops(layers: Sequence[Any]) -> dict[int, str]:
-    """id of a layer inside a cell → the name of the recurrent layer whose steps call it.
-
-    The loop over the steps hides their inputs and pre-activations.
-    """
-    return {
-        id(inner): layer.name
-        for layer in layers
-        if isinstance(layer, keras.layers.RNN)
-        for inner in keras_internals.flatten_layers(layer.cell)
-    }
-
-
-def _without_conflicts(blocks: Sequence[Block], reasons: dict[int, str]) -> list[Block]:
-    """Drops blocks that claim a variable together with another: it is used in two places.
-
-    The blocks of one layer may share it out among them.
-    """
-    owners: dict[Any, list[Block]] = {}
-    for block in blocks:
-        for variable in block.variables:
-            owners.setdefault(id(whole_of(variable)), []).append(block)
-    shared = {
-        id(block)
-        for key, claims in owners.items()
-        if len(claims) > 1 and not _is_shared_out(key, claims)
-        for block in claims
-    }
-    for block in blocks:
-        if id(block) in shared:
-            reasons[id(block.layers[0])] = "shares a variable with another layer"
-    return [block for block in blocks if id(block) not in shared]
-
-
-def _is_shared_out(key: int, claims: Sequence[Block]) -> bool:
-    """Whether blocks of one layer claim different parts of the variable with this id."""
-    claimed = [v for block in claims for v in block.variables if id(whole_of(v)) == key]
-    parts = all(isinstance(v, VariableSlice) for v in claimed)
-    return parts and len({id(block.layers[-1]) for block in claims}) == 1
-
-
-def _fallbacks(
-    model: Any, layers: Sequence[Any], blocks: Sequence[Block], reasons: dict[int, str]
-) -> list[Block]:
-    """Diagonals for every trainable variable that no block covers, a block a layer.
-
-    What the user has skipped follows the plain gradient.
-    """
-    covered = {id(whole_of(variable)) for block in blocks for variable in block.variables}
-    left = {id(v): v for v in model.trainable_variables if id(v) not in covered}
-    owners = {id(v): model for v in left.values()}
-    cells = {
-        id(cell)
-        for layer in layers
-        if isinstance(layer, keras.layers.RNN)
-        for cell in (layer.cell, *getattr(layer.cell, "cells", ()))
-    }
-    for layer in layers:  # parents come before their children: the innermost layer wins
-        if id(layer) in cells:
-            continue  # a cell is no layer of its own
-        owners.update({id(v): layer for v in layer.trainable_variables if id(v) in left})
-    grouped: dict[int, tuple[Any, list[Any]]] = {}
-    for key, variable in left.items():
-        grouped.setdefault(id(owners[key]), (owners[key], []))[1].append(variable)
-    with_block = {id(layer) for block in blocks for layer in block.layers}
-    fallbacks: list[Block] = []
-    for layer, variables in grouped.values():
-        own = "its own variables"
-        if id(layer) in with_block:
-            own = "only its " + ", ".join(variable.name for variable in variables)
-        reason = reasons.get(id(layer), own)
-        kind = PlainGradient if reason == _SKIPPED else DiagonalBlock
-        fallbacks.append(kind([layer], variables, reason))
-    return fallbacks

@@ -22,7 +22,8 @@ from tfkfac.hyperparameters import (
     require_choice,
     require_patterns,
 )
-from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection, require_recurrent
+from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
+from tfkfac.layer_patterns import require_recurrent
 from tfkfac.losses import Observation
 from tfkfac.noise import PhiloxNoise
 from tfkfac.record import Record

@@ -40,44 +40,40 @@ def print_summary(
         table.add_column(heading, overflow="fold")
     for heading in ("Param #", "Memory", "Step / SGD"):
         table.add_column(heading, justify="right")
-    names = _names(blocks)
+    parts = _parts(blocks)
     for block in blocks:
-        table.add_row(*_row(names[id(block)], block, costs.get(id(block)), schedule))
+        table.add_row(*_row(parts[id(block)], block, costs.get(id(block)), schedule))
     console = rich.console.Console(highlight=False, width=None if print_fn is None else 100)
     with console.capture() as text:
         console.print(table)
-        for line in _totals(blocks, names, costs, coverage, batch_size, schedule):
+        for line in _totals(blocks, parts, costs, coverage, batch_size, schedule):
             console.print(line, soft_wrap=True)
     (print_fn or print)(text.get())
 
 
-def _names(blocks: Sequence[Block]) -> dict[int, str]:
-    """id of a block → its layer, and its variable where the layer has several blocks."""
+def _parts(blocks: Sequence[Block]) -> dict[int, str]:
+    """id of a block → which part of its layer it is, where the layer has several blocks."""
     of_layer: dict[int, list[Block]] = {}
     for block in blocks:
         of_layer.setdefault(id(block.layers[0]), []).append(block)
-    names: dict[int, str] = {}
+    parts = {id(block): "" for block in blocks}
     for together in of_layer.values():
-        variables = [block.variables[0] for block in together]
         several_cells = len({id(block.layers[-1]) for block in together}) > 1
-        parts = 2 if several_cells else 1
-        for block, variable in zip(together, variables, strict=True):
-            path = "/".join(str(variable.path).split("/")[-parts:])
-            names[id(block)] = block.name + (f" {path}" if len(together) > 1 else "")
-    return names
+        for block in together if len(together) > 1 else ():
+            path = str(block.variables[0].path).split("/")
+            parts[id(block)] = " " + "/".join(path[-2 if several_cells else -1 :])
+    return parts
 
 
 def _row(
-    name: str, block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int]
+    part: str, block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int]
 ) -> tuple[str, ...]:
-    layer = type(block.layers[0]).__name__
-    name = name.replace(block.name, f"{block.name} ({layer})", 1)
     shapes = ", ".join(
         f"{key} {'×'.join(map(str, shape))}{' (diagonal)' if len(shape) == 1 else ''}"
         for key, shape in block.factor_shapes.items()
     )
     return (
-        name,
+        f"{block.name} ({type(block.layers[0]).__name__}){part}",
         block.label,
         block.reason or shapes,
         f"{block.parameters:,}",
@@ -88,7 +84,7 @@ def _row(
 
 def _totals(
     blocks: Sequence[Block],
-    names: dict[int, str],
+    parts: dict[int, str],
     costs: dict[int, cost.StepCost],
     coverage: float,
     batch_size: int,
@@ -106,7 +102,11 @@ def _totals(
         f" Predicted step: {ratio} of an SGD step (operations; batch {batch_size}, factors every "
         f"{schedule[0]}, inverses every {schedule[1]}){without}",
     ]
-    cut = [f"{names[id(b)]} ({', '.join(b.cut_to_diagonal)})" for b in blocks if b.cut_to_diagonal]
+    cut = [
+        f"{b.name}{parts[id(b)]} ({', '.join(b.cut_to_diagonal)})"
+        for b in blocks
+        if b.cut_to_diagonal
+    ]
     if cut:
         lines.append(f" Larger than max_factor_size, only the diagonal is kept: {', '.join(cut)}")
     if fallbacks:

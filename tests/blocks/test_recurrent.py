@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from recurrences import Traced, trace
+from recurrences import LAYERS, Traced, trace
 from reference import ggn_of_variables, relative_error
 
 import tfkfac
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("float64")
 N, T, FEATURES, UNITS = 3, 5, 4, 2
 TOLERANCE = 1e-10
 
-LAYERS = {
-    "lstm": layers.LSTM,
-    "gru": layers.GRU,
-    "gru-reset-before": lambda units, **o: layers.GRU(units, reset_after=False, **o),
-    "simple": layers.SimpleRNN,
-}
 kinds = pytest.mark.parametrize("kind", LAYERS)
 GAPS = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
 
