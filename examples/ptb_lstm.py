@@ -73,7 +73,7 @@ LEARNING_RATES = {
     "KFAC": 0.3,
     "KFAC lggm_symmetric": 0.3,
     "KFAC lggm_limit": 0.3,
-    "Adam": 3e-3,
+    "Adam": 1e-4,
     "SGD": 3.0,
 }
 KL_CLIP = 3e-2
