@@ -14,6 +14,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import keras
 import numpy as np
@@ -84,16 +85,20 @@ def scan(entry: Entry) -> Result:
     )
 
 
-def train(entry: Entry) -> Result:
+def train(entry: Entry, **options: Any) -> Result:
     """Scans an architecture and trains it for a few steps on one batch.
 
     Every step has the same dropout and stochastic depth: with others the loss would rise and fall
     by itself.
+
+    Args:
+        entry: The architecture.
+        **options: Further arguments of KFAC.
     """
     keras.utils.set_random_seed(0)
     scanned = scan(entry)
     model = entry.make()
-    optimizer = tfkfac.KFAC(learning_rate=LEARNING_RATE, kl_clip=entry.kl_clip, seed=0)
+    optimizer = tfkfac.KFAC(LEARNING_RATE, kl_clip=entry.kl_clip, seed=0, **options)
     model.compile(optimizer, **({} if entry.loss is None else {"loss": entry.loss}))
     if entry.loss is None:
         optimizer.attach(model)
