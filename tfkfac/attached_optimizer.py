@@ -148,7 +148,13 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
     def _watched_variables(self) -> list[Any]:
         """The variables that the backward pass of the curvature has to reach."""
         model = self._require_model()
+        if self._takes_tangents():
+            return list(model.trainable_variables)
         return self.layer_collection.diagonal_variables if model.built else []
+
+    @abc.abstractmethod
+    def _takes_tangents(self) -> bool:
+        """Whether a step needs Jacobian-vector products."""
 
     def _was_built_for(self, model: Any) -> bool:
         """Whether the state, if there is any, is that of the model's variables."""

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import Use
 from tfkfac.losses import LossCall
-from tfkfac.record import Record
+from tfkfac.record import Record, Replay
 from tfkfac.stand_ins import StandIn, noting_preactivations
 from tfkfac.variable_reads import VariableReads, current_graph
 
@@ -49,6 +49,7 @@ class Recorder:
         self._model: Any = None
         self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
         self._layers: dict[int, Any] = {}
+        self._paused = False
 
     def attach(self, model: Any) -> None:
         """Observes the model's forward pass and its loss; its layers when they first run."""
@@ -101,6 +102,15 @@ class Recorder:
         finally:
             record.open = False
             record.used_elsewhere |= record.reads.elsewhere(self._variables())
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the context lasts, the model runs as it does when it is observed, unobserved."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def take(self, model_name: str) -> Record:
         """The record of the current step, which is forgotten here.
@@ -171,12 +181,16 @@ class Recorder:
         training = kwargs.get("training") in (None, True) and (
             keras_internals.gradient_tape_is_active()
         )
-        if not training or (record is not None and record.open):
+        if not training or self._paused or (record is not None and record.open):
             return call(*args, **kwargs)
         if record is not None and record.explicit:
             return call(*args, **kwargs)
-        with self.recording(explicit=False):
-            return call(*args, **kwargs)
+        with self.recording(explicit=False) as record:
+            states = keras_internals.states_of(self._model)
+            before = [(variable, tf.convert_to_tensor(variable)) for variable in states]
+            outputs = call(*args, **kwargs)
+            record.replay = Replay((args, kwargs), outputs, before)
+        return outputs
 
     def _on_make_train_function(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._prepare()
@@ -189,7 +203,7 @@ class Recorder:
     def _on_compute_loss(self, compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         record = self._find()
         compiled = keras_internals.compiled_losses(self._model)
-        if record is None or compiled is None:
+        if record is None or compiled is None or self._paused:
             return compute_loss(*args, **kwargs)
 
         def note(loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
@@ -197,10 +211,16 @@ class Recorder:
 
         try:
             with keras_internals.watching_losses(compiled, note):
-                return compute_loss(*args, **kwargs)
+                value = compute_loss(*args, **kwargs)
         except BaseException:
             self._forget(record)
             raise
+        if record.replay is not None:
+            record.replay.loss_arguments = keras_internals.arguments_of(
+                self._model, args, kwargs, "compute_loss"
+            )
+            record.replay.value = value
+        return value
 
     def _on_layer_call(
         self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
@@ -269,6 +289,9 @@ class Recorder:
         training: Any = False,
     ) -> Any:
         record = self._find()
+        if self._paused:
+            arguments = (layer, sequences, initial_state, mask, training)
+            return recurrent_pass.run(*arguments, lambda projections: None)[0]
         if record is None or not record.open:
             return inner_loop(sequences, initial_state, mask, training)
         if record.graph is not current_graph():
@@ -286,7 +309,7 @@ class Recorder:
         self, can_attempt: Callable[..., bool], *args: Any, **kwargs: Any
     ) -> bool:
         record = self._find()
-        if record is None or not record.open:
+        if not self._paused and (record is None or not record.open):
             return can_attempt(*args, **kwargs)
         return False  # two layers that run as one operation could not be observed
 

@@ -1,4 +1,4 @@
-"""Numbers that steer a step: fixed, assignable while training, or scheduled.
+"""Numbers that steer a step: fixed, assignable while training, scheduled, or "auto".
 
 They behave as ``learning_rate`` does in Keras: a number lives in a variable of the optimizer, so
 that assigning it needs no recompilation; a schedule is a function of the count of steps.
@@ -28,6 +28,8 @@ class Range:
         open_below: Whether the least itself is excluded.
         open_above: Whether the greatest itself is excluded.
         integer: Whether only whole numbers are allowed.
+        schedulable: Whether a schedule may be given instead of a number.
+        automatic: Whether "auto" may be given instead of a number.
     """
 
     minimum: float = 0.0
@@ -35,6 +37,8 @@ class Range:
     open_below: bool = False
     open_above: bool = False
     integer: bool = False
+    schedulable: bool = True
+    automatic: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raises a ValueError that names the argument unless `value` is allowed."""
@@ -54,8 +58,10 @@ class Range:
         words = [f"{kind} {'>' if self.open_below else '>='} {self.minimum:g}"]
         if self.maximum < math.inf:
             words.append(f"{'<' if self.open_above else '<='} {self.maximum:g}")
-        schedule = "" if self.integer else " (or a keras.optimizers.schedules schedule)"
-        return " and ".join(words) + schedule
+        others = ["'auto'"] if self.automatic else []
+        if self.schedulable and not self.integer:
+            others.append("a keras.optimizers.schedules schedule")
+        return " and ".join(words) + (f" (or {', or '.join(others)})" if others else "")
 
 
 class Hyperparameter:
@@ -64,11 +70,13 @@ class Hyperparameter:
     Args:
         allowed: The numbers it may be.
         optional: Whether None is allowed too, for good: it stands for "not in use".
+        start: What an "auto" one reads before the first step.
     """
 
-    def __init__(self, allowed: Range, *, optional: bool = False) -> None:
+    def __init__(self, allowed: Range, *, optional: bool = False, start: float = 0.0) -> None:
         self.allowed = allowed
         self.optional = optional
+        self.start = start
 
     def __set_name__(self, owner: type, name: str) -> None:
         """Notes under which name the optimizer has it."""
@@ -83,8 +91,12 @@ class Hyperparameter:
         """
         unused = value is None and self.optional
         scheduled = isinstance(value, LearningRateSchedule) and not self.allowed.integer
-        if not unused and not scheduled:
+        if self.allowed.automatic and is_auto(value):
+            optimizer.automatic.add(self.name)
+            value = self.start
+        elif not unused and not scheduled:
             self.allowed.check(self.name, value)
+        if not unused and not scheduled:
             value = optimizer.add_variable(
                 shape=(),
                 initializer=_constant(value),
@@ -97,6 +109,8 @@ class Hyperparameter:
     def config(self, optimizer: Any) -> Any:
         """What `get_config` tells of it."""
         value = getattr(optimizer, self.slot)
+        if self.name in optimizer.automatic:
+            return AUTO
         if isinstance(value, LearningRateSchedule):
             return keras.optimizers.schedules.serialize(value)
         if value is None:
@@ -116,9 +130,10 @@ class Hyperparameter:
         """Assigns a number, or puts a schedule in its place.
 
         Raises:
-            TypeError: A schedule is in force (as for Keras' learning rate).
+            TypeError: A schedule is in force (as for Keras' learning rate), or "auto".
             ValueError: The number is not allowed.
         """
+        refuse_if_automatic(optimizer, self.name)
         if isinstance(getattr(optimizer, self.slot), LearningRateSchedule):
             raise TypeError(
                 f"This optimizer was created with a schedule as its `{self.name}`, which is then "
@@ -133,12 +148,44 @@ class Hyperparameter:
             )
         getattr(optimizer, self.slot).assign(value)
 
+    def in_use(self, optimizer: Any) -> bool:
+        """Whether it was not given as None."""
+        return getattr(optimizer, self.slot) is not None
+
+    def record(self, optimizer: Any, value: Any) -> None:
+        """Makes the value that an "auto" one took in this step the one to be read."""
+        variable = getattr(optimizer, self.slot)
+        variable.assign(tf.cast(value, variable.dtype))
+
+
+def is_auto(value: Any) -> bool:
+    """Whether an argument is the word "auto"."""
+    return isinstance(value, str) and value == AUTO
+
+
+def refuse_if_automatic(optimizer: Any, name: str) -> None:
+    """Raises if a hyper-parameter adapts by itself: an assigned number would not last.
+
+    Raises:
+        TypeError: As Keras does for schedules.
+    """
+    if name in optimizer.automatic:
+        raise TypeError(
+            f"This optimizer was created with {name}='auto', which is then not settable; construct "
+            "it with a number to assign numbers."
+        )
+
+
+AUTO = "auto"
+"""Stands for a hyper-parameter that adapts by itself."""
+
 
 def hyperparameters_of(optimizer_class: type) -> dict[str, Hyperparameter]:
     """Name → hyper-parameter of an optimizer class."""
     return {
         name: value
-        for name, value in vars(optimizer_class).items()
+        for base in optimizer_class.__mro__
+        for name, value in vars(base).items()
         if isinstance(value, Hyperparameter)
     }
 
@@ -163,6 +210,12 @@ def require_patterns(name: str, patterns: Any) -> tuple[str, ...]:
                 "re.escape(...) around a name."
             ) from error
     return tuple(patterns)
+
+
+def require_integer(name: str, value: Any, *, minimum: int) -> int:
+    """Raises unless `value` is an integer of at least `minimum`, which is returned."""
+    Range(minimum, integer=True).check(name, value)
+    return int(value)
 
 
 def require_choice(name: str, value: Any, choices: Any) -> None:

@@ -55,9 +55,27 @@ def batch_moments(layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
     return layer._moments(inputs, mask)
 
 
-def arguments_of(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Name → value of the arguments of a layer's `call`."""
-    return dict(inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments)
+def arguments_of(layer: Any, args: Any, kwargs: Any, method: str = "call") -> dict[str, Any]:
+    """Name → value of the arguments of a layer's `call`, or another method."""
+    signature = inspect.signature(getattr(type(layer), method))
+    return dict(signature.bind(layer, *args, **kwargs).arguments)
+
+
+def states_of(model: Any) -> list[Any]:
+    """Variables that a forward pass may change.
+
+    Moving averages, seeds of dropout, states of recurrent layers; not weights that are frozen.
+    """
+    layers = model._flatten_layers()
+    found = [v for layer in layers for v in layer._non_trainable_variables]
+    layers = model._flatten_layers()
+    found += [seeds.state for layer in layers for seeds in layer._seed_generators]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def metric_variables(model: Any) -> list[Any]:
+    """Variables that an evaluation of the loss may change."""
+    return list(model.metrics_variables)
 
 
 def uncast(variable: Any) -> tf.Variable:

@@ -176,6 +176,14 @@ class LayerCollection:
         wholes = put(parts, directions)
         return [wholes[id(variable)] for variable in variables]
 
+    def mean_eigenvalue(self) -> tf.Tensor:
+        """tr F / dim F, of the blocks that have a curvature, scalar."""
+        blocks = self.curvature_blocks
+        if not blocks:
+            return tf.ones([])
+        trace = tf.add_n([tf.cast(block.trace(), tf.float32) for block in blocks])
+        return trace / float(sum(block.parameters for block in blocks))
+
     def set_aside(self, used_elsewhere: set[int]) -> None:
         """Lets blocks follow the plain gradient whose variables are used outside of their layers.
 

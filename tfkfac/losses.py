@@ -15,7 +15,8 @@ import keras
 import tensorflow as tf
 
 from tfkfac import keras_internals, linalg
-from tfkfac.predictive import Bernoulli, Categorical, Normal, Predictive, Registered, Unknown
+from tfkfac.given_distributions import Registered, Unknown
+from tfkfac.predictive import Bernoulli, Categorical, Normal, Predictive
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,6 +16,26 @@ from tfkfac.variable_reads import VariableReads
 
 
 @dataclasses.dataclass(eq=False)
+class Replay:
+    """One forward pass and its loss, as they were called.
+
+    Attributes:
+        arguments: Positional and keyword arguments of the model's call.
+        outputs: What the model returned.
+        states: Variables that a forward pass may change (moving averages, seeds of dropout, states
+            of recurrent layers), each with its value before.
+        loss_arguments: Name → argument of ``compute_loss``, once it was called.
+        value: h, what ``compute_loss`` returned.
+    """
+
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    outputs: Any
+    states: list[tuple[Any, tf.Tensor]]
+    loss_arguments: dict[str, Any] | None = None
+    value: tf.Tensor | None = None
+
+
+@dataclasses.dataclass(eq=False)
 class Record:
     """What one forward pass left behind.
 
@@ -28,6 +48,7 @@ class Record:
         reads: Tells of variables that are used outside of their layers.
         used_elsewhere: ids of those.
         unreachable: Names of layers that ran where the backward pass cannot reach them.
+        replay: How to evaluate the same loss at other weights, None where nobody knows.
         passes: How many forward passes are in it.
         open: Whether the forward pass is still running.
     """
@@ -40,6 +61,7 @@ class Record:
     uses: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
     losses: list[LossCall] = dataclasses.field(default_factory=list)
     unreachable: list[str] = dataclasses.field(default_factory=list)
+    replay: Replay | None = None
     passes: int = 0
     open: bool = True
 

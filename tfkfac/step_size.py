@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import indexed_slices
+from tfkfac.hyperparameters import AUTO, Range
 
 
 def kl_clip_scale(clip: tf.Tensor, learning_rate: tf.Tensor, decrement: tf.Tensor) -> tf.Tensor:
@@ -25,27 +24,27 @@ def kl_clip_scale(clip: tf.Tensor, learning_rate: tf.Tensor, decrement: tf.Tenso
     return tf.sqrt(clip / tf.maximum(length, clip))
 
 
-def clipped_step(
-    learning_rate: tf.Tensor,
-    clip: Any,
-    gradients: Sequence[tf.Tensor],
-    directions: Sequence[tf.Tensor],
-) -> tf.Tensor:
-    """ν·α: the learning rate, within the bound of the KL clip.
+def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
+    """The one bound c of two names for it.
 
     Args:
-        learning_rate: α, scalar.
-        clip: c, or None for no bound.
-        gradients: g, one tensor a variable.
-        directions: F̂⁻¹g, likewise.
+        kl_clip: A number, a schedule, "auto" or None.
+        norm_constraint: Likewise; None unless it is given instead.
+
+    Raises:
+        ValueError: Both were given.
     """
-    if clip is None:
-        return learning_rate
-    decrement = tf.add_n(
-        [
-            tf.cast(indexed_slices.dot(g, p), learning_rate.dtype)
-            for g, p in zip(gradients, directions, strict=True)
-        ]
-    )
-    bound = tf.cast(clip, learning_rate.dtype)
-    return learning_rate * kl_clip_scale(bound, learning_rate, decrement)
+    if norm_constraint is None:
+        return kl_clip
+    if kl_clip not in (AUTO, None):
+        raise ValueError(
+            "Arguments `kl_clip` and `norm_constraint` are two names for one bound, got "
+            f"kl_clip={kl_clip!r} and norm_constraint={norm_constraint!r}; give one of them."
+        )
+    if isinstance(norm_constraint, int | float):
+        Range(0.0, open_below=True).check("norm_constraint", norm_constraint)
+    return norm_constraint
+
+
+AUTO_KL_CLIP = 0.01
+"""c of ``kl_clip="auto"``, in nats for each unit of the output (measured, see docs/results)."""

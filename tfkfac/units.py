@@ -37,3 +37,12 @@ def of_mean_loss(
         for gradient in gradients
         for values in (indexed_slices.values_of(gradient),)
     ]
+
+
+def per_example(observation: Observation) -> tf.Tensor:
+    """``Σ_u c_u``, how many units an example's share of the loss is made of.
+
+    1 for a loss that is a mean over units, D for one that sums D of them.
+    """
+    total = tf.reduce_sum(observation.weights)
+    return total / tf.cast(observation.batch, total.dtype)

@@ -236,6 +236,10 @@ class CurvatureBlock(Block):
         """What `refresh` costs, up to a constant common to all blocks (0: it does nothing)."""
         return 0.0
 
+    @abc.abstractmethod
+    def trace(self) -> tf.Tensor:
+        """tr F, the sum of its eigenvalues, as it stands."""
+
     # --- the public face -------------------------------------------------------------------
 
     def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:

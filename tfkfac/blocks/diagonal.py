@@ -71,6 +71,11 @@ class DiagonalBlock(CurvatureBlock):
             )
         return preconditioned
 
+    def trace(self) -> tf.Tensor:
+        """The sum of the entries."""
+        averages = self.averages()
+        return tf.add_n([tf.reduce_sum(averages[key]) for key in self._keys])
+
     def to_dense(self) -> tf.Tensor:
         """A diagonal matrix over the entries of all variables, one after the other."""
         averages = self.averages()

@@ -244,6 +244,15 @@ class KroneckerBlock(CurvatureBlock):
             for key, form in forms.items()
         }
 
+    def trace(self) -> tf.Tensor:
+        """``|T|·tr A·tr G``, over all groups."""
+        averages = self.averages()
+        traces = [
+            tf.reduce_sum(form.diagonal(averages[key]), axis=-1)
+            for key, form in (("A", self.input_form), ("G", self.output_form))
+        ]
+        return averages["uses"] * tf.reduce_sum(traces[0] * traces[1])
+
     @property
     def uses(self) -> tf.Tensor:
         """|T|, the mean number of places an example uses the layer at."""

@@ -72,6 +72,10 @@ class ScaleShiftBlock(CurvatureBlock):
         solved = _solve(fisher, damping, vectors)
         return [tf.reshape(each, self._shape) for each in solved]
 
+    def trace(self) -> tf.Tensor:
+        """Of the blocks of all units."""
+        return tf.reduce_sum(tf.linalg.trace(self.averages()["F"]))
+
     def to_dense(self) -> tf.Tensor:
         """Rows run over all of γ, then over all of β."""
         fisher = self.averages()["F"]

@@ -1,0 +1,136 @@
+"""Damping that adapts: the rule of Levenberg and Marquardt (mathematics.md §6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfkfac.hyperparameters import Range
+
+
+@keras.saving.register_keras_serializable(package="tfkfac")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LevenbergMarquardt:
+    """How λ follows the ratio ρ of the true to the foreseen change of the loss.
+
+    Every `every` updates the loss is evaluated once more, after the step: ``ρ > ¾`` makes λ smaller
+    by ``decay**every``, ``ρ < ¼`` larger by the same. Before that a λ that serves is sought: until
+    `SETTLED` steps in a row have ``ρ ≥ ¼``, every step is evaluated, and one that has not is taken
+    back and λ made `RAISE` times as large.
+
+    Example:
+
+    ```python
+    optimizer = tfkfac.KFAC(damping=tfkfac.LevenbergMarquardt(initial=10.0, every=10))
+    ```
+
+    Args:
+        initial: λ₀. In units of the mean eigenvalue of F on the first batch, tr F / dim F, if
+            `relative`, else as it is.
+        decay: By which λ shrinks for every update, in (0, 1).
+        every: Updates from one evaluation to the next.
+        minimum: The least λ, in the units of `initial`.
+        maximum: The greatest λ, likewise.
+        relative: Whether λ₀ and its bounds are multiples of the mean eigenvalue.
+
+    Raises:
+        ValueError: An argument is not allowed.
+    """
+
+    initial: float = 1.0
+    decay: float = 0.95
+    every: int = 5
+    minimum: float = 1e-8
+    maximum: float = 1e12
+    relative: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks."""
+        positive = Range(0.0, open_below=True, schedulable=False)
+        for name in ("initial", "minimum", "maximum"):
+            positive.check(name, getattr(self, name))
+        Range(0.0, 1.0, open_below=True, open_above=True, schedulable=False).check(
+            "decay", self.decay
+        )
+        Range(1, integer=True).check("every", self.every)
+        if not isinstance(self.relative, bool):
+            raise ValueError(f"Argument `relative` must be True or False, got {self.relative!r}.")
+        if not self.minimum <= self.initial <= self.maximum:
+            raise ValueError(
+                "Arguments `minimum` <= `initial` <= `maximum` must be in this order, got "
+                f"minimum={self.minimum}, initial={self.initial}, maximum={self.maximum}."
+            )
+
+    def adapted(
+        self, damping: tf.Tensor, ratio: tf.Tensor, change: tf.Tensor, foreseen: tf.Tensor
+    ) -> tf.Tensor:
+        """λ after one evaluation, not yet within its bounds.
+
+        Args:
+            damping: λ.
+            ratio: ρ; one that is not finite counts as less than ¼.
+            change: h(θ + δ) − h(θ).
+            foreseen: ``gᵀδ + ½ δᵀFδ``.
+        """
+        factor = tf.constant(self.decay**self.every, damping.dtype)
+        better_than_foreseen = (change < 0.0) & (foreseen >= 0.0)
+        smaller = (ratio > 0.75) | better_than_foreseen
+        larger = ~tf.math.is_finite(ratio) | (ratio < 0.25)
+        grown = tf.where(larger & ~better_than_foreseen, damping / factor, damping)
+        return tf.where(smaller & tf.math.is_finite(change), damping * factor, grown)
+
+    def bounded(self, damping: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
+        """λ within its bounds.
+
+        Args:
+            damping: λ.
+            unit: The mean eigenvalue of F on the first batch (not used unless `relative`).
+        """
+        unit = tf.cast(unit, damping.dtype) if self.relative else tf.ones_like(damping)
+        return tf.clip_by_value(damping, self.minimum * unit, self.maximum * unit)
+
+    def first(self, unit: tf.Tensor) -> tf.Tensor:
+        """λ₀.
+
+        Args:
+            unit: As for `bounded`.
+        """
+        return self.initial * (unit if self.relative else tf.ones_like(unit))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LevenbergMarquardt:
+        """The reverse of `get_config`."""
+        return cls(**config)
+
+
+SETTLED = 5
+"""Steps in a row that have to succeed before λ counts as found."""
+
+RAISE = 5.0
+"""By which λ grows after a step that was taken back."""
+
+SERVES = 0.25
+"""The least ρ of a step that is kept while a λ is sought."""
+
+
+def ratio_of(change: tf.Tensor, foreseen: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """ρ, the true over the foreseen change of the loss.
+
+    Changes that drown in the rounding of the loss say nothing; they count as ½, which moves
+    nothing.
+
+    Args:
+        change: h(θ + δ) − h(θ).
+        foreseen: ``gᵀδ + ½ δᵀFδ``.
+        value: h(θ).
+    """
+    epsilon = 1e-6 if value.dtype == tf.float32 else 1e-14
+    drowned = tf.maximum(tf.abs(change), tf.abs(foreseen)) <= epsilon * tf.abs(value)
+    return tf.where(drowned, tf.constant(0.5, change.dtype), change / foreseen)

@@ -1,0 +1,130 @@
+"""What an optimizer keeps between steps: momentum, counts, the state of the blocks."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac.attached_optimizer import AttachedOptimizer, require_one_worker
+from tfkfac.blocks import Block
+from tfkfac.layer_collection import LayerCollection
+from tfkfac.variable_slice import whole_of
+
+
+class KeptState(AttachedOptimizer):
+    """The part of KFAC that makes variables, from shapes alone, and carries them on."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._collection: LayerCollection | None = None
+        self._velocities: list[Any] = []
+        self._state: list[Any] = []
+        self._counts: list[Any] = []
+
+    @abc.abstractmethod
+    def _scan(self, model: Any) -> LayerCollection:
+        """The blocks of a model."""
+
+    @property
+    def layer_collection(self) -> LayerCollection:
+        """The blocks of the model.
+
+        Raises:
+            ValueError: There is no model, or it has no weights yet.
+        """
+        if self._collection is None:
+            return self._scan(self._require_model())
+        return self._collection
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Makes all state, from shapes alone.
+
+        Args:
+            variables: The model's trainable variables.
+
+        Raises:
+            ValueError: There is no model, or the variables are not its.
+        """
+        if self.built:
+            return
+        require_one_worker()
+        model = self._require_model()
+        known = {id(variable) for variable in model.trainable_variables}
+        foreign = [v for v in variables if id(v) not in known]
+        if foreign or len(variables) != len(known):
+            raise ValueError(
+                f"KFAC was attached to model {model.name!r} with {len(known)} trainable variables, "
+                f"but is to be built for {len(variables)}, of which {len(foreign)} are not the "
+                "model's. Attach the optimizer to the model whose variables it trains."
+            )
+        made_before = len(self._variables)
+        super().build(variables)
+        self._collection = self.layer_collection
+        self._velocities = self.add_optimizer_variables(variables, "momentum")
+        self._counts.clear()
+        self._updates = self._add_count("updates", "int64")
+        self._skipped_steps = self._add_count("skipped_steps", "int64")
+        self._largest_batch = self._add_count("largest_batch", "float32")
+        self._add_state()
+        for block in self._collection:
+            block.build(self.add_variable, self._current_damping)
+        self._state = self._variables[made_before:]
+        self._collection.warn_of_fallbacks()
+
+    def _add_state(self) -> None:
+        """Makes the variables of the parts of KFAC that are built on this one."""
+
+    @abc.abstractmethod
+    def _current_damping(self) -> tf.Tensor:
+        """λ."""
+
+    def _add_count(self, name: str, dtype: str, initializer: Any = "zeros") -> Any:
+        """Makes a number that tells how training went, and outlives a `rebuild`."""
+        count = self.add_variable(shape=(), dtype=dtype, name=name, initializer=initializer)
+        self._counts.append(count)
+        return count
+
+    def rebuild(self, model: Any) -> None:
+        """Takes up a model of which other variables train than before.
+
+        After layers were unfrozen (or frozen for good) between two fits, or layers were exchanged:
+        variables that stay keep their momentum, blocks that stay keep their curvature, what is new
+        begins afresh. Call it before the model is compiled again. Without it, a new KFAC serves as
+        well.
+
+        Args:
+            model: The model.
+        """
+        kept = self._state_by_owner()
+        made = {id(variable) for variable in self._state}
+        self._variables[:] = [v for v in self._variables if id(v) not in made]
+        self._trainable_variables_indices.clear()
+        self._trainable_variables: list[Any] = []
+        self._collection, self.built = None, False
+        self.detach()
+        self.attach(model)
+        self.build(model.trainable_variables)
+        for owner, variables in self._state_by_owner().items():
+            for new, old in zip(variables, kept.get(owner, ()), strict=False):
+                new.assign(old)
+
+    def _state_by_owner(self) -> dict[Any, Sequence[Any]]:
+        """The optimizer itself (None), its blocks, the trained variables → the state of each."""
+        averages = [self._model_variables_moving_average] if self.use_ema else []
+        state: dict[Any, Sequence[Any]] = {None: list(self._counts)}
+        for block in self.layer_collection.curvature_blocks:
+            state[_identity_of(block)] = block.state
+        for variable, *own in zip(
+            self._trainable_variables, self._velocities, *averages, strict=True
+        ):
+            state[id(variable)] = own
+        return state
+
+
+def _identity_of(block: Block) -> tuple[Any, ...]:
+    """What tells that two blocks are the curvature of the same (parts of) variables."""
+    parts = [getattr(variable, "part", None) for variable in block.variables]
+    return type(block), *(id(whole_of(variable)) for variable in block.variables), *parts
