@@ -13,9 +13,10 @@ import tensorflow_probability as tfp
 import tfkfac
 from tfkfac import losses
 from tfkfac.fisher import Exact
+from tfkfac.given_distributions import Registered, Unknown
 from tfkfac.losses import LossCall, observe, predictive_of
 from tfkfac.noise import PhiloxNoise
-from tfkfac.predictive import Bernoulli, Categorical, Normal, Registered, Unknown
+from tfkfac.predictive import Bernoulli, Categorical, Normal
 
 ROWS = 8
 

@@ -9,9 +9,11 @@ if _keras.config.backend() != "tensorflow":
         "before Keras is imported."
     )
 
-from tfkfac import blocks, losses
+from tfkfac import blocks, callbacks, losses
 from tfkfac import builders as _builders  # noqa: F401  (registers the Keras layers)
 from tfkfac import courtesy as _courtesy
+from tfkfac.damping import LevenbergMarquardt
+from tfkfac.fisher_product import fisher_vector_product
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.optimizer import KFAC
 from tfkfac.registry import register
@@ -20,4 +22,13 @@ _courtesy.install()
 
 __version__ = "0.1.0"
 
-__all__ = ["KFAC", "LayerCollection", "blocks", "losses", "register"]
+__all__ = [
+    "KFAC",
+    "LayerCollection",
+    "LevenbergMarquardt",
+    "blocks",
+    "callbacks",
+    "fisher_vector_product",
+    "losses",
+    "register",
+]

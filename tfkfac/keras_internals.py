@@ -128,6 +128,13 @@ def loss_arguments(loss: Any) -> tuple[Any, dict[str, Any]]:
     return (type(loss) if function is None else function), dict(getattr(loss, "_fn_kwargs", {}))
 
 
+def loss_object(loss: Any) -> keras.losses.Loss:
+    """A loss as `compile` makes it of a function; objects stay as they are."""
+    from keras.src.losses.losses import LossFunctionWrapper
+
+    return loss if isinstance(loss, keras.losses.Loss) else LossFunctionWrapper(loss)
+
+
 def function_of_loss_class(loss: Any) -> list[Any]:
     """The function that one of Keras' own loss classes wraps, which names of losses stand for."""
     wraps = isinstance(loss, type) and loss.call is keras.losses.MeanSquaredError.call  # type: ignore[attr-defined]

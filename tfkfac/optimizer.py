@@ -179,17 +179,19 @@ class KFAC(StepControl):
     def _step(self, batch: Batch, gradients: Sequence[Any]) -> None:
         """Curvature, direction, length, assignment: the algorithm."""
         updates = self._updates - self.burn_in
-        tf.cond(
-            is_due(updates, self.factor_update_every) | (updates < 0),
-            lambda: self._update_factors(batch),
-            lambda: None,
-        )
+        with self._stopwatch.running():
+            tf.cond(
+                is_due(updates, self.factor_update_every) | (updates < 0),
+                lambda: self._update_factors(batch),
+                lambda: None,
+            )
         if "damping" in self.automatic:
             tf.cond(updates <= 0, self._begin_damping, lambda: None)
 
         def move() -> None:
-            self._refresh_inverses(updates)
-            directions = self.layer_collection.precondition(gradients, batch.variables)
+            with self._stopwatch.running():
+                self._refresh_inverses(updates)
+                directions = self.layer_collection.precondition(gradients, batch.variables)
             self._make_step(batch, gradients, directions)
             self._average_weights()
 

@@ -20,6 +20,7 @@ from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.record import Record
 from tfkfac.second_look import can_look_again, loss_at_present_weights
 from tfkfac.step_size import AUTO_KL_CLIP, kl_clip_scale
+from tfkfac.stopwatch import Stopwatch
 from tfkfac.tangents import push_forward
 from tfkfac.units import per_example
 
@@ -61,6 +62,7 @@ class StepControl(KeptState):
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.automatic = {"learning_rate"} if automatic else set()
+        self._stopwatch = Stopwatch()
         self.levenberg_marquardt = LevenbergMarquardt()
         if isinstance(damping, LevenbergMarquardt):
             self.levenberg_marquardt = damping
@@ -89,6 +91,41 @@ class StepControl(KeptState):
         self._taken_back = self._add_count("taken_back", "int64")
         self._jumped = self._add_count("damping_jumped", "int64")
         self._unit = self._add_count("mean_eigenvalue", "float32", "ones")
+        self._stopwatch.seconds = self._add_count("curvature_seconds", "float64")
+
+    # --- what callbacks ask ----------------------------------------------------------------
+
+    @property
+    def reduction_ratio(self) -> float:
+        """ρ, the true over the foreseen change of the loss, when it was last measured (else 0)."""
+        return float(self._ratio.numpy())
+
+    def counts(self) -> dict[str, float]:
+        """What has happened since training began.
+
+        ``updates`` (steps), ``clipped`` (steps that the KL clip shortened), ``taken_back`` and
+        ``skipped`` (steps with a gradient that is not finite), and the ``seconds`` in curvature,
+        if `take_time` was called.
+        """
+        return {
+            "updates": float(self._updates.numpy()),
+            "clipped": float(self._clipped_steps.numpy()),
+            "taken_back": float(self._taken_back.numpy()),
+            "skipped": float(self._skipped_steps.numpy()),
+            "seconds": float(self._stopwatch.seconds.numpy()),
+        }
+
+    def take_time(self) -> bool:
+        """From now on measures the time in curvature, where there is a clock (not under XLA).
+
+        Returns:
+            Whether functions that were made before do not.
+        """
+        changes = not self._stopwatch.on and not self._require_model().jit_compile
+        self._stopwatch.on |= changes
+        return changes
+
+    # --- damping before the first step -----------------------------------------------------
 
     def _current_damping(self) -> tf.Tensor:
         """λ."""
@@ -106,8 +143,6 @@ class StepControl(KeptState):
         if "damping" in self.automatic and self.levenberg_marquardt != LevenbergMarquardt():
             config["damping"] = keras.saving.serialize_keras_object(self.levenberg_marquardt)
         return config
-
-    # --- damping before the first step -----------------------------------------------------
 
     def _begin_damping(self) -> None:
         """λ₀, from the curvature of the first batch."""

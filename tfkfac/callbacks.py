@@ -1,0 +1,195 @@
+"""What Keras callbacks can tell of KFAC: how training goes, as History, TensorBoard and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfkfac.blocks import KroneckerBlock
+from tfkfac.spectra import condition_numbers, traces
+
+
+class CurvatureMonitor(keras.callbacks.Callback):
+    """Adds to the logs of every epoch what KFAC knows of itself.
+
+    ``damping``, ``reduction_ratio`` (ρ, the true over the foreseen change of the loss, when it was
+    last measured), ``learning_rate``, ``momentum``, ``clipped_share`` (of the epoch's steps, those
+    that the KL clip shortened), ``curvature_seconds`` (spent in statistics, inverses and
+    preconditioning, of one step on average; not in graphs that XLA compiles), ``taken_back`` and
+    ``skipped`` (steps of the epoch), and for every Kronecker block of the layers chosen
+    ``<layer>/trace_A``, ``<layer>/trace_G``, ``<layer>/condition_A`` and ``<layer>/condition_G``
+    (the ratio of the factor's largest to its smallest eigenvalue, both with the damping that is
+    added to it).
+
+    Give it before callbacks that write logs (``TensorBoard``, ``CSVLogger``); History needs no
+    order.
+
+    Example:
+
+    ```python
+    monitor = tfkfac.callbacks.CurvatureMonitor()
+    model.fit(x, y, epochs=10, callbacks=[monitor])
+    monitor.plot("curvature.png")
+    ```
+
+    Args:
+        layers: Names or paths of layers whose factors are looked at; all by default. A condition
+            number takes an eigendecomposition a factor and epoch.
+        conditions: Whether condition numbers are wanted.
+
+    Raises:
+        ValueError: Training has no KFAC, or a layer no Kronecker block.
+    """
+
+    def __init__(self, *, layers: Sequence[str] | None = None, conditions: bool = True) -> None:
+        super().__init__()
+        if isinstance(layers, str):
+            raise ValueError(
+                f"Argument `layers` must be a sequence of names, got the string {layers!r}; write "
+                f"layers=[{layers!r}]."
+            )
+        self.layers = layers
+        self.conditions = conditions
+        self.history: dict[str, list[float]] = {}
+        self._before: dict[str, float] = {}
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Asks KFAC to take the time; a training step that was made without is made anew."""
+        del logs
+        if self._optimizer.take_time():
+            self.model.make_train_function(force=True)
+        self._before = self._counts()
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Begins to count."""
+        del epoch, logs
+        self._before = self._counts()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes into the logs."""
+        del epoch
+        found = {**self._state(), **self._of_factors()}
+        for key, value in found.items():
+            self.history.setdefault(key, []).append(value)
+        if logs is not None:
+            logs.update(found)
+
+    def plot(self, path: Any = None) -> Any:
+        """Draws what was logged, an axis for each kind of number.
+
+        Args:
+            path: Where the figure is saved; None does not save it.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ValueError: Nothing was logged yet.
+        """
+        if not self.history:
+            raise ValueError("Nothing to plot: no epoch of training has ended yet.")
+        from matplotlib.figure import Figure
+
+        groups = self._groups()
+        figure = Figure(figsize=(11, 2.6 * -(-len(groups) // 2)), layout="constrained")
+        axes = np.ravel(figure.subplots(-(-len(groups) // 2), 2))
+        for axis, (title, keys) in zip(axes, groups.items(), strict=False):
+            for key in keys:
+                values = self.history[key]
+                label = key.removesuffix(f"/{title}")
+                axis.plot(range(1, len(values) + 1), values, marker=".", label=label)
+            positive = all(v > 0 for key in keys for v in self.history[key] if np.isfinite(v))
+            if positive and title not in _LINEAR:
+                axis.set_yscale("log")
+            axis.set_title(title)
+            axis.set_xlabel("epoch")
+            if len(keys) > 1 and len(keys) <= _MOST_LABELS:
+                axis.legend(fontsize="small")
+        for axis in axes[len(groups) :]:
+            axis.set_visible(False)
+        if path is not None:
+            figure.savefig(path, dpi=120)
+        return figure
+
+    @property
+    def _optimizer(self) -> Any:
+        optimizer = getattr(self.model, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if not hasattr(optimizer, "layer_collection"):
+            raise ValueError(
+                "CurvatureMonitor looks at tfkfac.KFAC, but the model is trained with "
+                f"{optimizer!r}; compile it with tfkfac.KFAC, or leave the callback out."
+            )
+        return optimizer
+
+    def _counts(self) -> dict[str, float]:
+        optimizer = self._optimizer
+        return optimizer.counts() if optimizer.built else {}
+
+    def _state(self) -> dict[str, float]:
+        optimizer = self._optimizer
+        counts = optimizer.counts()
+        done = {key: value - self._before.get(key, 0.0) for key, value in counts.items()}
+        steps = max(1.0, done["updates"])
+        return {
+            "damping": _number(optimizer.damping),
+            "reduction_ratio": optimizer.reduction_ratio,
+            "learning_rate": _number(optimizer.learning_rate),
+            "momentum": _number(optimizer.momentum),
+            "clipped_share": done["clipped"] / steps,
+            "curvature_seconds": done["seconds"] / steps,
+            "taken_back": done["taken_back"],
+            "skipped": done["skipped"],
+        }
+
+    def _of_factors(self) -> dict[str, float]:
+        collection = self._optimizer.layer_collection
+        blocks = collection.kronecker_blocks
+        if self.layers is not None:
+            blocks = [collection[name] for name in self.layers]
+            unknown = [block.name for block in blocks if not isinstance(block, KroneckerBlock)]
+            if unknown:
+                raise ValueError(
+                    f"Argument `layers`: {unknown[0]!r} has no Kronecker block. Those that have: "
+                    f"{', '.join(block.name for block in collection.kronecker_blocks)}."
+                )
+        damping = tf.convert_to_tensor(self._optimizer.damping)
+        found: dict[str, float] = {}
+        for name, block in zip(_names(blocks), blocks, strict=True):
+            for key, trace in traces(block).items():
+                found[f"{name}/trace_{key}"] = _number(trace)
+            if not self.conditions:
+                continue
+            for key, condition in condition_numbers(block, damping).items():
+                found[f"{name}/condition_{key}"] = _number(condition)
+        return found
+
+    def _groups(self) -> dict[str, list[str]]:
+        """Title of an axis → keys."""
+        groups: dict[str, list[str]] = {}
+        for key in self.history:
+            groups.setdefault(key.rpartition("/")[2], []).append(key)
+        return groups
+
+
+_LINEAR = ("momentum", "clipped_share", "reduction_ratio", "taken_back", "skipped")
+"""What is drawn on a linear axis."""
+
+_MOST_LABELS = 8
+
+
+def _names(blocks: Sequence[KroneckerBlock]) -> list[str]:
+    """A name for each block; layers with several blocks are told apart by their kernels."""
+    names = [block.name for block in blocks]
+    return [
+        name if names.count(name) == 1 else f"{name}/{block.variables[0].name}"
+        for name, block in zip(names, blocks, strict=True)
+    ]
+
+
+def _number(value: Any) -> float:
+    return float(np.asarray(tf.convert_to_tensor(value)))
