@@ -21,8 +21,10 @@ import tensorflow as tf
 
 from tfkfac import keras_internals
 from tfkfac.fisher import Estimator
+from tfkfac.gauss_newton import OutputCurvature
 from tfkfac.losses import LossCall, observe
 from tfkfac.noise import PhiloxNoise
+from tfkfac.tangents import push_forward
 
 Link = Callable[[tf.Tensor], tf.Tensor]
 
@@ -189,6 +191,26 @@ def fisher(
         return tf.matmul(gradients, gradients, transpose_a=True) / len(gradients)
 
     return estimator.sum(observations, noise or some_noise(), backward).numpy()
+
+
+def form(
+    model: Linearised,
+    calls: Callable[[list[tf.Tensor]], list[LossCall]],
+    u: np.ndarray,
+    v: np.ndarray,
+) -> float:
+    """``uᵀFv`` as the quadratic model of tfkfac takes it, for parameters u and v."""
+    points = model.points()
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(points)
+        observations = [observe(call) for call in calls(points)]
+    targets = [observation.predictive.target for observation in observations]
+    moved = [
+        [tf.reshape(J @ direction, z.shape) for J, z in zip(model.jacobians, points, strict=True)]
+        for direction in (u, v)
+    ]
+    tangents = push_forward(tape, targets, points, moved)
+    return float(OutputCurvature(observations, some_noise(), tf.float64).form(*tangents))
 
 
 def some_noise() -> PhiloxNoise:

@@ -47,6 +47,9 @@ def assert_exact(problem: Problem) -> None:
     fisher = ggn.fisher(model, lambda logits: [problem.call(*logits)], Exact(64))
     assert np.abs(expected).max() > 1e-3, "the problem has no curvature to compare"
     np.testing.assert_allclose(fisher, expected, rtol=1e-10, atol=1e-10)
+    u, v = np.random.default_rng(3).normal(size=(2, len(expected)))
+    form = ggn.form(model, lambda logits: [problem.call(*logits)], u, v)
+    np.testing.assert_allclose(form, u @ expected @ v, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(

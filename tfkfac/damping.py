@@ -76,11 +76,11 @@ class LevenbergMarquardt:
             foreseen: ``gᵀδ + ½ δᵀFδ``.
         """
         factor = tf.constant(self.decay**self.every, damping.dtype)
+        finite = tf.math.is_finite(ratio)
         better_than_foreseen = (change < 0.0) & (foreseen >= 0.0)
-        smaller = (ratio > 0.75) | better_than_foreseen
-        larger = ~tf.math.is_finite(ratio) | (ratio < 0.25)
-        grown = tf.where(larger & ~better_than_foreseen, damping / factor, damping)
-        return tf.where(smaller & tf.math.is_finite(change), damping * factor, grown)
+        smaller = (finite & (ratio > 0.75)) | better_than_foreseen
+        larger = ~smaller & (~finite | (ratio < 0.25))
+        return damping * tf.where(smaller, factor, tf.where(larger, 1.0 / factor, 1.0))
 
     def bounded(self, damping: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
         """λ within its bounds.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from tfkfac import indexed_slices
+from tfkfac import indexed_slices, keras_internals
 
 
 def push_forward(
@@ -25,7 +26,7 @@ def push_forward(
     Args:
         tape: A persistent tape that watched the variables while the targets were computed.
         targets: The outputs of the forward pass.
-        variables: What the directions are directions of.
+        variables: What the directions are directions of: Keras variables, or tensors.
         directions: For each direction, a tensor for each variable (rows of it, if it is an
             embedding's).
 
@@ -64,8 +65,9 @@ def push_forward(
 
 
 def _source(variable: Any) -> Any:
-    """The TensorFlow variable behind a Keras variable."""
-    return getattr(variable, "value", variable)
+    """The TensorFlow variable behind a Keras variable; tensors stay as they are."""
+    is_keras = isinstance(variable, keras.Variable)
+    return keras_internals.uncast(variable) if is_keras else variable
 
 
 def _at_rows(vector: Any, gradient: Any) -> tf.Tensor:
