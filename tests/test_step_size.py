@@ -12,7 +12,9 @@ from tfkfac.step_size import kl_clip_scale
 
 def scale(clip: float, learning_rate: float, decrement: float) -> float:
     return float(
-        kl_clip_scale(*[tf.constant(x, tf.float64) for x in (clip, learning_rate, decrement)])
+        kl_clip_scale(
+            tf.constant(clip, tf.float64), tf.constant(learning_rate**2 * decrement, tf.float64)
+        )
     )
 
 

@@ -131,6 +131,6 @@ def ratio_of(change: tf.Tensor, foreseen: tf.Tensor, value: tf.Tensor) -> tf.Ten
         foreseen: ``gᵀδ + ½ δᵀFδ``.
         value: h(θ).
     """
-    epsilon = 1e-6 if value.dtype == tf.float32 else 1e-14
+    epsilon = 1e-6 if value.dtype == tf.float32 else 1e-13
     drowned = tf.maximum(tf.abs(change), tf.abs(foreseen)) <= epsilon * tf.abs(value)
     return tf.where(drowned, tf.constant(0.5, change.dtype), change / foreseen)

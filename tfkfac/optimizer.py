@@ -25,9 +25,10 @@ from tfkfac.hyperparameters import (
 )
 from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.layer_patterns import require_recurrent
+from tfkfac.local_model import Batch
 from tfkfac.noise import PhiloxNoise
 from tfkfac.schedule import is_due, take_turns
-from tfkfac.step_control import Batch, StepControl
+from tfkfac.step_control import StepControl
 from tfkfac.step_size import bound_of_step
 from tfkfac.units import of_mean_loss
 

@@ -40,12 +40,15 @@ class QuadraticModel:
     def change(self, learning_rate: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
         """``q(μ·d − α·p)``: the foreseen change of the loss."""
         slope = momentum * self.slope_d - learning_rate * self.slope_p
-        curvature = (
+        return slope + 0.5 * self.squared_length(learning_rate, momentum)
+
+    def squared_length(self, learning_rate: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
+        """``δᵀCδ``."""
+        return (
             momentum**2 * self.curvature_dd
             - 2.0 * momentum * learning_rate * self.curvature_pd
             + learning_rate**2 * self.curvature_pp
         )
-        return slope + 0.5 * curvature
 
     def learning_rate(self, momentum: tf.Tensor) -> tf.Tensor:
         """The α that minimises q for a given μ; the one of μ = 0 where it is not positive."""

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfkfac import indexed_slices, regularisers
+from tfkfac import indexed_slices
 from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, ratio_of
-from tfkfac.gauss_newton import OutputCurvature
 from tfkfac.hyperparameters import AUTO, Hyperparameter, Range, is_auto, refuse_if_automatic
 from tfkfac.kept_state import KeptState
-from tfkfac.losses import Observation
-from tfkfac.predictive import Noise
+from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
-from tfkfac.record import Record
 from tfkfac.second_look import can_look_again, loss_at_present_weights
 from tfkfac.step_size import AUTO_KL_CLIP, kl_clip_scale
 from tfkfac.stopwatch import Stopwatch
-from tfkfac.tangents import push_forward
 from tfkfac.units import per_example
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Batch:
-    """What a step knows of its batch.
-
-    Attributes:
-        record: What the forward pass left behind.
-        observations: The losses and what they predict.
-        noise: For draws.
-        variables: The variables that have a gradient.
-        gradients: g of the mean loss on the recorded batch, before anything clips it.
-    """
-
-    record: Record
-    observations: Sequence[Observation]
-    noise: Noise
-    variables: Sequence[Any]
-    gradients: Sequence[Any]
 
 
 class StepControl(KeptState):
@@ -162,12 +138,18 @@ class StepControl(KeptState):
             directions: p = F̂⁻¹g.
         """
         velocities = [self._velocities[self._get_variable_index(v)] for v in batch.variables]
-        model: QuadraticModel | None = None
+        local = LocalModel(batch, self._control_dtype)
+        plane = None
         if self.automatic & {"learning_rate", "momentum"}:
-            curvature = self._curvature_at_outputs(batch)
-            model = self._plane(batch, curvature, directions, velocities)
-        learning_rate, momentum = self._chosen(model, batch, directions, velocities)
-        scale = learning_rate * self._guard(batch, learning_rate, gradients, directions)
+            plane = local.plane(directions, velocities)
+        learning_rate, momentum = self._chosen(plane, local, directions, velocities)
+        if "momentum" in self.automatic and plane is not None:
+            guard = self._guard(batch, plane.squared_length(learning_rate, momentum))
+            momentum *= guard  # of two numbers that only together make a good step
+        else:
+            decrement = local.dot(gradients, directions)
+            guard = self._guard(batch, tf.square(learning_rate) * decrement)
+        scale = guard * learning_rate
 
         def go() -> None:
             for variable, velocity, direction in zip(
@@ -182,9 +164,9 @@ class StepControl(KeptState):
                 self.assign_add(variable, velocity)
 
         def foreseen() -> tf.Tensor:
-            if model is not None:
-                return model.change(scale, momentum)
-            return self._change_along(batch, velocities)
+            if plane is not None:
+                return plane.change(scale, momentum)
+            return local.change_along(velocities)
 
         kept = tf.constant(True)
         if "damping" in self.automatic and can_look_again(batch.record):
@@ -195,18 +177,17 @@ class StepControl(KeptState):
 
     def _chosen(
         self,
-        model: QuadraticModel | None,
-        batch: Batch,
+        plane: QuadraticModel | None,
+        local: LocalModel,
         directions: Sequence[Any],
         velocities: Sequence[Any],
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(α, μ): numbers, or what minimises the quadratic model with damping and regularisers."""
-        dtype = self._control_dtype
-        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), dtype)
-        momentum = tf.cast(tf.convert_to_tensor(self.momentum), dtype)
-        if model is None:
+        """(α, μ): numbers, or what minimises the quadratic model with its damping."""
+        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), local.dtype)
+        momentum = tf.cast(tf.convert_to_tensor(self.momentum), local.dtype)
+        if plane is None:
             return learning_rate, momentum
-        damped = model.plus(*self._isotropic_curvature(batch, directions, velocities))
+        damped = plane.plus(*local.damping(self._current_damping(), directions, velocities))
         if {"learning_rate", "momentum"} <= self.automatic:
             learning_rate, momentum = damped.minimiser()
         elif "learning_rate" in self.automatic:
@@ -219,21 +200,15 @@ class StepControl(KeptState):
             StepControl.momentum.record(self, momentum)
         return learning_rate, momentum
 
-    def _guard(
-        self,
-        batch: Batch,
-        learning_rate: tf.Tensor,
-        gradients: Sequence[Any],
-        directions: Sequence[Any],
-    ) -> tf.Tensor:
-        """ν, which bounds the KL divergence of α·p."""
+    def _guard(self, batch: Batch, squared_length: tf.Tensor) -> tf.Tensor:
+        """ν, which bounds a step of this squared length in the metric of the Fisher."""
         if not StepControl.kl_clip.in_use(self):
-            return tf.ones_like(learning_rate)
+            return tf.ones_like(squared_length)
         if "kl_clip" in self.automatic:
             weight = tf.add_n([per_example(observation) for observation in batch.observations])
             StepControl.kl_clip.record(self, AUTO_KL_CLIP * weight)
-        clip = tf.cast(tf.convert_to_tensor(self.kl_clip), learning_rate.dtype)
-        scale = kl_clip_scale(clip, learning_rate, self._sum_of_dots(gradients, directions))
+        clip = tf.cast(tf.convert_to_tensor(self.kl_clip), squared_length.dtype)
+        scale = kl_clip_scale(clip, squared_length)
         self._clipped_steps.assign_add(tf.cast(scale < 1.0, tf.int64))
         return scale
 
@@ -299,67 +274,11 @@ class StepControl(KeptState):
             values = [h / tf.cast(batch.observations[0].batch, h.dtype) for h in values]
         return values[0] - values[1], values[1]
 
-    # --- the quadratic model ---------------------------------------------------------------
-
     @property
     def _control_dtype(self) -> tf.DType:
         """Of scalars such as ρ."""
         double = any(str(v.dtype) == "float64" for v in self._trainable_variables)
         return tf.float64 if double else tf.float32
-
-    def _curvature_at_outputs(self, batch: Batch) -> OutputCurvature:
-        return OutputCurvature(batch.observations, batch.noise, self._control_dtype)
-
-    def _push_forward(self, batch: Batch, directions: Sequence[Any]) -> list[list[tf.Tensor]]:
-        targets = [observation.predictive.target for observation in batch.observations]
-        return push_forward(batch.record.tape, targets, batch.variables, directions)
-
-    def _plane(
-        self,
-        batch: Batch,
-        curvature: OutputCurvature,
-        directions: Sequence[Any],
-        velocities: Sequence[Any],
-    ) -> QuadraticModel:
-        """q along p and d, with the curvature F alone."""
-        p, d = self._push_forward(batch, [directions, velocities])
-        return QuadraticModel(
-            self._sum_of_dots(batch.gradients, directions),
-            self._sum_of_dots(batch.gradients, velocities),
-            curvature.form(p, p),
-            curvature.form(p, d),
-            curvature.form(d, d),
-        )
-
-    def _change_along(self, batch: Batch, step: Sequence[Any]) -> tf.Tensor:
-        """``gᵀδ + ½ δᵀFδ`` for a δ that has been gone."""
-        (tangents,) = self._push_forward(batch, [step])
-        curvature = self._curvature_at_outputs(batch).form(tangents, tangents)
-        return self._sum_of_dots(batch.gradients, step) + 0.5 * curvature
-
-    def _isotropic_curvature(
-        self, batch: Batch, directions: Sequence[Any], velocities: Sequence[Any]
-    ) -> list[tf.Tensor]:
-        """``pᵀ(λI + H)p``, ``pᵀ(λI + H)d``, ``dᵀ(λI + H)d``: damping and L2 regularisers."""
-        damping = tf.cast(tf.convert_to_tensor(self.damping), self._control_dtype)
-        pairs = (directions, directions), (directions, velocities), (velocities, velocities)
-        observation = batch.observations[0]
-        share = tf.ones([], self._control_dtype)
-        if observation.summed:
-            share /= tf.cast(observation.batch, share.dtype)
-        return [
-            damping * self._sum_of_dots(u, v)
-            + share * regularisers.l2_curvature(batch.variables, u, v, self._control_dtype)
-            for u, v in pairs
-        ]
-
-    def _sum_of_dots(self, left: Sequence[Any], right: Sequence[Any]) -> tf.Tensor:
-        return tf.add_n(
-            [
-                tf.cast(indexed_slices.dot(u, v), self._control_dtype)
-                for u, v in zip(left, right, strict=True)
-            ]
-        )
 
     def _decay_weights(
         self, variables: Sequence[Any], velocities: Sequence[Any], kept: tf.Tensor

@@ -9,19 +9,17 @@ import tensorflow as tf
 from tfkfac.hyperparameters import AUTO, Range
 
 
-def kl_clip_scale(clip: tf.Tensor, learning_rate: tf.Tensor, decrement: tf.Tensor) -> tf.Tensor:
-    """ν = min(1, √(c / (α² gᵀF̂⁻¹g))): bounds the KL divergence of a step, to second order.
+def kl_clip_scale(clip: tf.Tensor, squared_length: tf.Tensor) -> tf.Tensor:
+    """ν = min(1, √(c / ‖step‖²_F)): bounds the KL divergence of a step, to second order.
 
     Args:
         clip: c, scalar.
-        learning_rate: α, scalar.
-        decrement: gᵀF̂⁻¹g, scalar.
+        squared_length: Of a step in the metric of the Fisher: ``α² gᵀF̂⁻¹g`` of ``α·p``, or ``δᵀFδ``.
 
     Returns:
         ν, scalar in (0, 1].
     """
-    length = tf.square(learning_rate) * decrement
-    return tf.sqrt(clip / tf.maximum(length, clip))
+    return tf.sqrt(clip / tf.maximum(squared_length, clip))
 
 
 def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:

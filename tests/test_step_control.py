@@ -1,0 +1,398 @@
+"""KFAC that chooses its own learning rate, momentum and damping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import models
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfkfac
+
+layers = keras.layers
+AUTO = {"learning_rate": "auto", "momentum": "auto", "damping": "auto"}
+
+
+def _regression(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A well-conditioned linear problem with noise: its least loss is not zero."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(64, 6))
+    return x, x @ rng.normal(size=(6, 3)) + 0.3 * rng.normal(size=(64, 3))
+
+
+def _linear(optimizer: tfkfac.KFAC, loss: Any = "mse", **compile_arguments: Any) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    model.compile(optimizer, loss, **compile_arguments)
+    return model
+
+
+def _least_loss(x: np.ndarray, y: np.ndarray) -> float:
+    rows = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    return float(np.mean((rows @ np.linalg.lstsq(rows, y, rcond=None)[0] - y) ** 2))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("fisher", ["mc", "exact"])
+def test_a_quadratic_problem_is_solved_within_25_updates(fisher: str) -> None:
+    """Full batch, cond(A) < 10, a small λ₀: the excess loss is 1e-8 of what it was."""
+    x, y = _regression()
+    assert np.linalg.cond(x.T @ x) < 10
+    rule = tfkfac.LevenbergMarquardt(initial=1e-3)
+    model = _linear(tfkfac.KFAC(**{**AUTO, "damping": rule}, fisher=fisher, kl_clip=None, seed=0))
+    before = model.evaluate(x, y, batch_size=64, verbose=0)
+    model.fit(x, y, batch_size=64, epochs=25, verbose=0)
+    least = _least_loss(x, y)
+    assert (model.evaluate(x, y, batch_size=64, verbose=0) - least) / (before - least) < 1e-8
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("regulariser", [None, keras.regularizers.L2(0.05)])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_foreseen_is_what_happens_on_a_quadratic_problem(reduction: str, regulariser: Any) -> None:
+    """ρ = 1, for the δ that was really applied, whatever the clip made of it."""
+    x, y = _regression()
+    loss = keras.losses.MeanSquaredError(reduction=reduction)
+    for arguments in (
+        AUTO,
+        {**AUTO, "momentum": 0.5},
+        {**AUTO, "learning_rate": 0.05, "kl_clip": 1e-3},
+        {**AUTO, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.01},
+    ):
+        rule = tfkfac.LevenbergMarquardt(every=1)
+        optimizer = tfkfac.KFAC(**{**arguments, "damping": rule}, seed=0)
+        model = keras.Sequential(
+            [keras.Input((6,)), layers.Dense(3, kernel_regularizer=regulariser)]
+        )
+        model.compile(optimizer, loss)
+        for _ in range(2):
+            model.train_on_batch(x, y)
+            np.testing.assert_allclose(optimizer._ratio, 1.0, rtol=1e-6)  # kept in float32
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("regulariser", [None, keras.regularizers.L2(0.05)])
+def test_no_other_rate_and_momentum_do_better_on_a_quadratic_problem(regulariser: Any) -> None:
+    """(α, μ) minimise h(θ + δ) + ½λ‖δ‖² exactly."""
+    x, y = _regression()
+    damping = 0.1
+    optimizer = tfkfac.KFAC(
+        learning_rate="auto", momentum="auto", damping=damping, kl_clip=None, seed=0
+    )
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3, kernel_regularizer=regulariser)])
+    model.compile(optimizer, "mse", run_eagerly=True)
+    model.train_on_batch(x, y)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    last = [velocity.numpy() for velocity in optimizer._velocities]
+    model.train_on_batch(x, y)
+    rate, momentum = float(optimizer.learning_rate), float(optimizer.momentum)
+    moved = [v.numpy() - old for v, old in zip(model.trainable_variables, before, strict=True)]
+    direction = [(momentum * d - m) / rate for d, m in zip(last, moved, strict=True)]
+
+    def objective(rate: float, momentum: float) -> float:
+        steps = [momentum * d - rate * p for d, p in zip(last, direction, strict=True)]
+        for variable, old, step in zip(model.trainable_variables, before, steps, strict=True):
+            variable.assign(old + step)
+        loss = model.compute_loss(x, y, model(x, training=True))
+        return float(loss) + 0.5 * damping * sum(np.sum(step**2) for step in steps)
+
+    assert momentum != 0.0
+    best = objective(rate, momentum)
+    for e, f in ((1e-3, 0), (-1e-3, 0), (0, 1e-3), (0, -1e-3), (1e-3, 1e-3), (-1e-3, 1e-3)):
+        assert objective(rate * (1 + e), momentum * (1 + f)) > best
+    slope = (objective(rate + 1e-5, momentum) - objective(rate - 1e-5, momentum)) / 2e-5
+    assert abs(slope) < 1e-8
+
+
+def _sequences() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(7, size=(32, 6))
+    return tokens, tokens % 3
+
+
+def _recurrent(layer: Callable[..., Any]) -> keras.Model:
+    tokens = keras.Input((6,), dtype="int32")
+    hidden = layers.Embedding(7, 6)(tokens)
+    hidden = layer(8, return_sequences=True)(hidden)
+    return keras.Model(tokens, layers.Dense(models.CLASSES)(hidden))
+
+
+def _attention() -> keras.Model:
+    tokens = keras.Input((6,), dtype="int32")
+    hidden = layers.Embedding(7, 8)(tokens)
+    hidden += layers.MultiHeadAttention(2, 4)(hidden, hidden)
+    hidden = layers.LayerNormalization()(hidden)
+    return keras.Model(tokens, layers.Dense(models.CLASSES)(hidden))
+
+
+def _images() -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input(models.IMAGE),
+            layers.Conv2D(6, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            layers.Dense(models.CLASSES),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("factory", "data"),
+    [
+        (lambda: _recurrent(layers.LSTM), _sequences),
+        (lambda: _recurrent(layers.GRU), _sequences),
+        (_attention, _sequences),
+        (_images, lambda: models.images(32)),
+    ],
+    ids=["LSTM", "GRU", "attention", "images"],
+)
+def test_everything_automatic_trains_networks_of_all_kinds(factory: Any, data: Any) -> None:
+    x, y = data()
+    model = factory()
+    model.compile(tfkfac.KFAC(**AUTO, seed=0), models.crossentropy())
+    losses = model.fit(x, y, batch_size=32, epochs=25, verbose=0).history["loss"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}])
+def test_eager_and_compiled_equal_the_graph(how: dict[str, bool]) -> None:
+    x, y = models.vectors(32)
+
+    def trained(**arguments: bool) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = models.sequential()
+        model.compile(tfkfac.KFAC(**AUTO, seed=0), models.crossentropy(), **arguments)
+        model.fit(x, y, batch_size=16, epochs=3, verbose=0, shuffle=False)
+        return model.get_weights()
+
+    expected = trained(jit_compile=False)
+    for ours, theirs in zip(trained(**how), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4)
+
+
+def test_the_second_look_sees_the_same_noise_and_leaves_no_trace() -> None:
+    """Dropout and BatchNormalization: after a step all states are as without the look."""
+    x, y = models.images(16)
+
+    def states(**arguments: Any) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = _images()
+        optimizer = tfkfac.KFAC(learning_rate=0.0, momentum=0.0, seed=0, **arguments)
+        model.compile(optimizer, models.crossentropy(), metrics=["accuracy"])
+        logs = model.train_on_batch(x, y, return_dict=True)
+        if "damping" in optimizer.automatic:  # a step of length 0 changes nothing
+            assert optimizer.reduction_ratio == 0.5
+        return [*(v.numpy() for v in model.non_trainable_variables), *logs.values()]
+
+    expected = states(damping=1.0)
+    for ours, theirs in zip(states(damping="auto"), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+class _Counting(keras.layers.Layer):
+    """Counts its calls."""
+
+    calls = 0
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        _Counting.calls += 1
+        return inputs
+
+
+def test_looks_every_so_many_updates_once_the_damping_serves() -> None:
+    x, y = models.vectors()
+    _Counting.calls = 0
+    model = keras.Sequential(
+        [keras.Input((models.FEATURES,)), _Counting(), layers.Dense(models.CLASSES)]
+    )
+    rule = tfkfac.LevenbergMarquardt(every=4, initial=10.0)
+    model.compile(tfkfac.KFAC(damping=rule, seed=0), models.crossentropy(), run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer._settled.assign(100)
+    looks = []
+    for _ in range(9):
+        before = _Counting.calls
+        model.train_on_batch(x, y)
+        looks.append(_Counting.calls - before - 1)
+    assert looks == [0, 0, 0, 1, 0, 0, 0, 1, 0]
+
+
+def test_a_step_that_fails_is_taken_back_and_the_damping_raised() -> None:
+    """A steep net with hardly any damping, and a learning rate that overshoots."""
+    x, y = models.vectors(32)
+    rule = tfkfac.LevenbergMarquardt(initial=1e-6)
+    optimizer = tfkfac.KFAC(learning_rate=500.0, momentum=0.9, damping=rule, kl_clip=None, seed=0)
+    keras.utils.set_random_seed(0)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    before = model.get_weights()
+    model.train_on_batch(x, y)
+    damping = float(optimizer.damping)
+    assert optimizer.counts()["taken_back"] == 1
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert all(not np.any(v.numpy()) for v in optimizer._velocities)
+    model.train_on_batch(x, y)
+    assert optimizer.counts()["taken_back"] == 2
+    np.testing.assert_allclose(optimizer.damping, 5 * damping, rtol=1e-6)
+    for _ in range(30):
+        model.train_on_batch(x, y)
+    assert optimizer.counts()["taken_back"] < 30
+    assert model.evaluate(x, y, verbose=0) < 1.0
+
+
+def test_inverses_follow_a_damping_that_has_jumped() -> None:
+    """Before the next step all of them are made anew."""
+    x, y = models.vectors(32)
+    rule = tfkfac.LevenbergMarquardt(initial=1e-6)
+    optimizer = tfkfac.KFAC(
+        learning_rate=500.0,
+        momentum=0.0,
+        damping=rule,
+        kl_clip=None,
+        seed=0,
+        inverse_update_every=1000,
+    )
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy(), run_eagerly=True)
+    model.train_on_batch(x, y)
+    optimizer._updates.assign(500)
+    block = optimizer.layer_collection["hidden"]
+    before = [each.numpy() for each in block.inverse.variables]
+    assert optimizer.counts()["taken_back"] == 1
+    model.train_on_batch(x, y)
+    after = [each.numpy() for each in block.inverse.variables]
+    assert all(not np.allclose(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_a_loss_that_is_summed_trains_as_its_mean_does() -> None:
+    """λ₀ and the clip are relative: 784 times the loss makes the same steps."""
+    x, y = models.vectors(32)
+
+    def trained(weight: float) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        model = models.sequential()
+        model.compile(tfkfac.KFAC(seed=0), models.crossentropy(), loss_weights=[weight])
+        model.fit(x, y, batch_size=16, epochs=5, verbose=0, shuffle=False)
+        return model.get_weights()
+
+    for ours, theirs in zip(trained(784.0), trained(1.0), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-3)
+
+
+def test_an_embedding_keeps_its_rows() -> None:
+    """Tokens that never occur stay as they are, with everything automatic."""
+    x, y = _sequences()
+    x = np.minimum(x, 4)
+    model = _recurrent(layers.LSTM)
+    model.compile(tfkfac.KFAC(**AUTO, seed=0), models.crossentropy())
+    embeddings = model.layers[1].embeddings
+    before = embeddings.numpy()
+    model.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    np.testing.assert_array_equal(embeddings.numpy()[5:], before[5:])
+    assert not np.allclose(embeddings.numpy()[:5], before[:5])
+
+
+def test_an_unknown_loss_with_the_labels_of_the_data() -> None:
+    x, y = _regression()
+    x, y = x.astype("float32"), y.astype("float32")
+    model = _linear(tfkfac.KFAC(**AUTO, fisher="empirical", seed=0), "mean_absolute_error")
+    losses = model.fit(x, y, batch_size=64, epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_step_of_its_own_keeps_its_first_damping() -> None:
+    """With ``record`` nobody knows how to evaluate the loss again."""
+    x, y = models.vectors()
+    model = models.sequential()
+    optimizer = tfkfac.KFAC(seed=0, model=model)
+    loss = models.crossentropy()
+    for _ in range(4):
+        with tf.GradientTape() as tape, optimizer.record() as record:
+            value = record.loss(loss, y, model(x, training=True))
+        gradients = tape.gradient(value, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        unit = float(optimizer._unit)
+        np.testing.assert_allclose(optimizer.damping, unit, rtol=1e-6)
+    assert float(loss(y, model(x))) < float(value)
+
+
+def test_burn_in_collects_statistics_and_moves_nothing() -> None:
+    x, y = models.vectors(32)
+    model = models.sequential()
+    model.compile(tfkfac.KFAC(seed=0, burn_in=3), models.crossentropy())
+    before = model.get_weights()
+    block, seen = model.optimizer.layer_collection, []
+    for _ in range(3):
+        model.train_on_batch(x, y)
+        seen.append(model.optimizer.layer_collection["hidden"].factors["G"].numpy())
+        for ours, theirs in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert not np.allclose(seen[0], seen[1]) and not np.allclose(seen[1], seen[2])
+    model.train_on_batch(x, y)
+    assert not np.allclose(model.get_weights()[0], before[0])
+    assert block is not None
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "damping", "kl_clip"])
+def test_auto_is_read_configured_and_not_assigned(name: str) -> None:
+    x, y = models.vectors()
+    optimizer = tfkfac.KFAC(**{name: "auto"}, seed=0)
+    assert optimizer.get_config()[name] == "auto"
+    again = tfkfac.KFAC.from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    with pytest.raises(TypeError, match=f"created with {name}='auto', .* not settable"):
+        setattr(optimizer, name, 0.1)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    assert np.isfinite(float(getattr(optimizer, name)))
+    assert float(optimizer.learning_rate) > 0 and float(optimizer.damping) > 0
+
+
+def test_numbers_stay_assignable() -> None:
+    optimizer = tfkfac.KFAC(learning_rate=0.1, momentum=0.5, damping=0.1, kl_clip=0.1)
+    for name in ("learning_rate", "momentum", "damping", "kl_clip"):
+        setattr(optimizer, name, 0.25)
+        assert float(getattr(optimizer, name)) == 0.25
+
+
+def test_two_names_for_one_bound() -> None:
+    assert tfkfac.KFAC(norm_constraint=0.5).get_config()["kl_clip"] == 0.5
+    with pytest.raises(ValueError, match="two names for one bound, got kl_clip=0.1"):
+        tfkfac.KFAC(kl_clip=0.1, norm_constraint=0.5)
+    with pytest.raises(ValueError, match="`norm_constraint` must be a number > 0"):
+        tfkfac.KFAC(norm_constraint=-1.0)
+
+
+def test_ten_steps_from_a_file_are_those_of_a_run_that_never_stopped(tmp_path: Any) -> None:
+    x, y = models.images(32)
+
+    def start() -> keras.Model:
+        keras.utils.set_random_seed(0)
+        model = _images()
+        model.compile(tfkfac.KFAC(**AUTO, seed=0), models.crossentropy())
+        return model
+
+    whole = start()
+    whole.fit(x, y, batch_size=16, epochs=6, verbose=0, shuffle=False)
+    stopped = start()
+    stopped.fit(x, y, batch_size=16, epochs=3, verbose=0, shuffle=False)
+    stopped.save(tmp_path / "stopped.keras")
+    loaded = keras.models.load_model(tmp_path / "stopped.keras")
+    seeds = [layer for layer in stopped.layers if isinstance(layer, layers.Dropout)]
+    for layer, other in zip(
+        seeds, [l for l in loaded.layers if isinstance(l, layers.Dropout)], strict=True
+    ):  # Keras does not save these
+        other.seed_generator.state.assign(layer.seed_generator.state)
+    loaded.fit(x, y, batch_size=16, epochs=3, verbose=0, shuffle=False)
+    for ours, theirs in zip(loaded.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
