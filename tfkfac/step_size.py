@@ -14,7 +14,8 @@ def kl_clip_scale(clip: tf.Tensor, squared_length: tf.Tensor) -> tf.Tensor:
 
     Args:
         clip: c, scalar.
-        squared_length: Of a step in the metric of the Fisher: ``α² gᵀF̂⁻¹g`` of ``α·p``, or ``δᵀFδ``.
+        squared_length: Of a step in the metric of the Fisher: ``α² gᵀF̂⁻¹g`` of ``α·p``, or
+            ``δᵀFδ``.
 
     Returns:
         ν, scalar in (0, 1].
