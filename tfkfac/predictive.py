@@ -15,7 +15,11 @@ from tfkfac.inversion import drawn
 
 
 class Noise(Protocol):
-    """A source of counter-based random numbers."""
+    """A source of counter-based random numbers.
+
+    The first axis of every shape runs over the examples: a share of a batch draws its rows of what
+    the whole batch draws.
+    """
 
     def uniform(self, shape: Any, dtype: Any) -> tf.Tensor:
         """Numbers in [0, 1)."""
@@ -24,7 +28,10 @@ class Noise(Protocol):
         """Standard normal numbers."""
 
     def seed(self) -> tf.Tensor:
-        """A stateless seed, ``int32 [2]``, for samplers that are not ours."""
+        """A stateless seed, ``int32 [2]``, for samplers that are not ours.
+
+        Shares of a batch have different ones, so what they draw is no part of one common draw.
+        """
 
 
 class Predictive(abc.ABC):

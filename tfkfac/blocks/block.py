@@ -159,6 +159,10 @@ class CurvatureBlock(Block):
     channel_axis: int = -1
     """The axis of the pre-activations that is not a place."""
 
+    normalisers: Mapping[str, str] = {}
+    """Name of a statistic → the statistic, a mean over examples, that counts what it is a mean
+    over; statistics that are not named here are means over examples (see ``tfkfac.pooling``)."""
+
     def __init__(
         self,
         layers: Sequence[Any],
@@ -220,6 +224,15 @@ class CurvatureBlock(Block):
             weights: How much the places of each use count.
             batch: N, the batch size of the model.
         """
+
+    @property
+    def statistic_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of the statistics of a batch: of those that are kept, and what they need."""
+        kept = self._averages.shapes
+        counts: dict[str, tuple[int, ...]] = {
+            self.normalisers[key]: () for key in kept if key in self.normalisers
+        }
+        return kept | counts
 
     def update(
         self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor

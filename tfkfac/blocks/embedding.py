@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -92,6 +92,11 @@ class TiedEmbeddingBlock(EmbeddingBlock):
 
     label = "TiedEmbedding"
     looks_up = False
+    normalisers: Mapping[str, str] = {
+        **EmbeddingBlock.normalisers,
+        "reverse_G": "reverse_mass",
+        "reverse_A": "reverse_uses",
+    }
 
     def __init__(
         self, layer: Any, embeddings: Any, *, is_reverse: Callable[[Use], bool], **options: Any
@@ -112,7 +117,8 @@ class TiedEmbeddingBlock(EmbeddingBlock):
     ) -> dict[str, tf.Tensor]:
         """Frequencies of tokens, and the second moment of what becomes logits."""
         (looked_up, their_weights), (reversed_, other_weights) = self._by_kind(uses, weights)
-        statistics = {"A": tf.zeros([self.input_dim], self.dtype), "uses": tf.zeros([], self.dtype)}
+        none = tf.zeros([], self.dtype)
+        statistics = {"A": tf.zeros([self.input_dim], self.dtype), "uses": none, "mass": none}
         if looked_up:
             statistics = super().input_statistics(looked_up, their_weights, batch)
         moment = tf.zeros(self._averages.shapes["G"], self.dtype)
@@ -127,6 +133,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
         return statistics | {
             "reverse_G": tf.math.divide_no_nan(moment, total),
             "reverse_uses": places / tf.cast(batch, self.dtype),
+            "reverse_mass": total / tf.cast(batch, self.dtype),
         }
 
     def pass_statistics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -36,6 +36,7 @@ class KroneckerBlock(CurvatureBlock):
     """
 
     label = "Kronecker"
+    normalisers: Mapping[str, str] = {"A": "mass", "G": "uses"}
     looks_up = False
     """Whether the layer looks rows up, where others multiply with the kernel."""
 
@@ -151,7 +152,7 @@ class KroneckerBlock(CurvatureBlock):
     def input_statistics(
         self, uses: Sequence[Use], weights: Sequence[UseWeights], batch: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Ā = Σ ω a aᵀ / Σ ω and |T| = places / N, over all uses of the layer.
+        """Ā = Σ ω a aᵀ / Σ ω and |T| = places / N, over all uses of the layer; Σ ω / N too.
 
         Args:
             uses: What was recorded.
@@ -167,6 +168,7 @@ class KroneckerBlock(CurvatureBlock):
         return {
             "A": tf.math.divide_no_nan(tf.add_n(moments), total),
             "uses": places / tf.cast(batch, self.dtype),
+            "mass": total / tf.cast(batch, self.dtype),
         }
 
     def pass_statistics(

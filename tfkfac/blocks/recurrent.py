@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -35,6 +35,8 @@ class RecurrentBlock(DenseBlock):
         max_factor_size: As for `KroneckerBlock`. The LGGM needs both factors whole.
         method: As for `KroneckerBlock`, for "independent".
     """
+
+    normalisers: Mapping[str, str] = {**DenseBlock.normalisers, "A1": "mass", "G1": "uses"}
 
     def __init__(
         self,
