@@ -81,11 +81,6 @@ def test_unknown_choice_is_refused(name: str, value: str, allowed: str) -> None:
         tfkfac.KFAC(**{name: value})
 
 
-def test_gradient_accumulation_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`gradient_accumulation_steps` .* 4.*larger batch"):
-        tfkfac.KFAC(gradient_accumulation_steps=4)
-
-
 def test_unknown_argument_is_refused() -> None:
     with pytest.raises(ValueError, match="nesterov"):
         tfkfac.KFAC(nesterov=True)

@@ -42,7 +42,7 @@ def batch_statistics(
         ValueError: No path leads back to a layer whose variables have a gradient.
     """
     trained = {id(variable) for variable in variables}
-    seen = [b for b in blocks if isinstance(b, DiagonalBlock) or record.uses_of(b)]
+    seen = seen_blocks(blocks, record)
     weights = [
         [use_weights(use, block, observations) for use in record.uses_of(block)] for block in seen
     ]
@@ -71,6 +71,11 @@ def batch_statistics(
         (block, of_inputs | of_outputs)
         for block, of_inputs, of_outputs in zip(seen, inputs, outputs, strict=True)
     ]
+
+
+def seen_blocks(blocks: Iterable[CurvatureBlock], record: Record) -> list[CurvatureBlock]:
+    """The blocks of which the forward pass shows something."""
+    return [b for b in blocks if isinstance(b, DiagonalBlock) or record.uses_of(b)]
 
 
 def _reached(

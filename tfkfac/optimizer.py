@@ -10,10 +10,11 @@ import keras
 import tensorflow as tf
 
 from tfkfac import indexed_slices, linalg, losses
-from tfkfac.curvature import batch_statistics, require_seen
+from tfkfac.curvature import require_seen
 from tfkfac.damping import LevenbergMarquardt
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
+from tfkfac.gathering import Gathering
 from tfkfac.hyperparameters import (
     AUTO,
     Hyperparameter,
@@ -28,13 +29,12 @@ from tfkfac.layer_patterns import require_recurrent
 from tfkfac.local_model import Batch
 from tfkfac.noise import PhiloxNoise
 from tfkfac.schedule import is_due, take_turns
-from tfkfac.step_control import StepControl
 from tfkfac.step_size import bound_of_step
 from tfkfac.units import of_mean_loss
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
-class KFAC(StepControl):
+class KFAC(Gathering):
     """Kronecker-factored approximate curvature: natural-gradient descent for Keras models.
 
     One step is ``δ ← μ·δ − ν·α·F̂⁻¹g``, where F̂ approximates the Fisher matrix of the model's own
@@ -83,8 +83,6 @@ class KFAC(StepControl):
         ValueError: An argument is not allowed; the message says what is.
     """
 
-    factor_decay = Hyperparameter(Range(0.0, 1.0, open_above=True))
-    factor_update_every = Hyperparameter(Range(1, integer=True))
     inverse_update_every = Hyperparameter(Range(1, integer=True))
 
     def __init__(
@@ -168,9 +166,21 @@ class KFAC(StepControl):
         self.layer_collection.set_aside(record.used_elsewhere)
         require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
         observations = [losses.observe(call) for call in record.losses]
-        noise = PhiloxNoise(self.seed, self._iterations)
         gradients = of_mean_loss([indexed_slices.unique(g) for g in grads], observations)
+        noise = PhiloxNoise(self.seed, *self._position())
         batch = Batch(record, observations, noise, trainable_variables, gradients)
+        if not self.gradient_accumulation_steps:
+            self._step_if_finite(batch, gradients)
+            return
+        self._enter_micro_batch(batch)
+        tf.cond(self._is_last_micro_batch(), lambda: self._step_of_all(batch), lambda: None)
+
+    def _step_of_all(self, batch: Batch) -> None:
+        """One step of all micro-batches; learning rate and damping look at the last of them."""
+        self._step_if_finite(batch, self._gathered_gradients(batch.variables))
+        self._begin_to_gather()
+
+    def _step_if_finite(self, batch: Batch, gradients: Sequence[Any]) -> None:
         tf.cond(
             linalg.all_finite(*map(indexed_slices.values_of, gradients)),
             lambda: self._step(batch, self._clip(gradients)),
@@ -181,11 +191,7 @@ class KFAC(StepControl):
         """Curvature, direction, length, assignment: the algorithm."""
         updates = self._updates - self.burn_in
         with self._stopwatch.running():
-            tf.cond(
-                is_due(updates, self.factor_update_every) | (updates < 0),
-                lambda: self._update_factors(batch),
-                lambda: None,
-            )
+            tf.cond(self._factors_are_due(), lambda: self._update_factors(batch), lambda: None)
         if "damping" in self.automatic:
             tf.cond(updates <= 0, self._begin_damping, lambda: None)
 
@@ -210,28 +216,6 @@ class KFAC(StepControl):
         """A gradient is not finite: nothing changes but the count of such steps."""
         self._skipped_steps.assign_add(1)
 
-    def _update_factors(self, batch: Batch) -> None:
-        """Enters the statistics of the batch: the one extra backward pass."""
-        statistics = batch_statistics(
-            self.layer_collection.curvature_blocks,
-            batch.record,
-            batch.observations,
-            ESTIMATORS[self.fisher](self.max_exact_outputs),
-            batch.noise,
-            batch.variables,
-        )
-        share = self._share_of_batch(batch.observations[0].batch)
-        entered: list[tf.Tensor] = []
-        for block, values in statistics:  # one after the other, for the sake of peak memory
-            with tf.control_dependencies(entered[-1:]):
-                entered.append(block.update(values, self.factor_decay, share))
-
-    def _share_of_batch(self, batch: tf.Tensor) -> tf.Tensor:
-        """n / N: a partial batch enters the averages with its share of the largest seen."""
-        size = tf.cast(batch, tf.float32)
-        self._largest_batch.assign(tf.maximum(self._largest_batch, size))
-        return size / self._largest_batch
-
     def _refresh_inverses(self, updates: tf.Tensor) -> None:
         """Recomputes the inverses of the blocks whose turn it is; of all, if λ has jumped."""
         blocks = [b for b in self.layer_collection.curvature_blocks if b.refresh_cost]
@@ -253,8 +237,9 @@ class KFAC(StepControl):
             return
         self._update_model_variables_moving_average(self._trainable_variables)
         if self.ema_overwrite_frequency:
+            updates = (self._iterations + 1) // (self.gradient_accumulation_steps or 1)
             tf.cond(
-                (self._iterations + 1) % self.ema_overwrite_frequency == 0,
+                updates % self.ema_overwrite_frequency == 0,
                 lambda: self._overwrite_model_variables_with_average_value(
                     self._trainable_variables
                 ),
@@ -266,7 +251,6 @@ class KFAC(StepControl):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; the model is never among them."""
         config = super().get_config()
-        config.pop("gradient_accumulation_steps", None)
         for key, hyperparameter in hyperparameters_of(KFAC).items():
             config[key] = hyperparameter.config(self)
         config.update(self._control_config())
