@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.factors import AddVariable, DecayedAverages
+from tfkfac.averages import AddVariable, DecayedAverages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

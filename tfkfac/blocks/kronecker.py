@@ -9,9 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac.averages import AddVariable
 from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
 from tfkfac.factor_forms import DENSE, FactorForm, form_of
-from tfkfac.factors import METHODS, AddVariable, KroneckerInverse
+from tfkfac.factors import METHODS, KroneckerInverse
 
 
 class KroneckerBlock(CurvatureBlock):
