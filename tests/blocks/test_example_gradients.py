@@ -99,9 +99,13 @@ def transcribed(
 
 
 def measured(
-    block: KroneckerBlock, uses: Any, mode: str = "eager", of_examples: bool | None = None
+    block: KroneckerBlock,
+    uses: Any,
+    mode: str = "eager",
+    of_examples: bool | None = None,
+    known: int = 1,
 ) -> np.ndarray:
-    """s as the block measures it; in graphs N is not known."""
+    """s as the block measures it; in graphs nothing is known of the axes before `known`."""
     one = tf.ones([], tf.float64)
 
     def s(batch: tf.Tensor, *tensors: tf.Tensor) -> tf.Tensor:
@@ -112,7 +116,7 @@ def measured(
 
     tensors = [tensor for _, *pair in uses for tensor in pair]
     if mode != "eager":
-        unknown = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in tensors]
+        unknown = [tf.TensorSpec([None] * known + t.shape[known:], t.dtype) for t in tensors]
         signature = [tf.TensorSpec([], tf.int32), *unknown]
         s = tf.function(s, input_signature=signature, jit_compile=mode == "jit", autograph=False)
     found = s(tf.constant(N), *tensors).numpy()
@@ -120,7 +124,7 @@ def measured(
 
 
 @every_layer
-@pytest.mark.parametrize("chunk", [1, 2000, 10**9])
+@pytest.mark.parametrize("chunk", [2000, 10**9])
 def test_s_is_the_mean_over_examples(
     make: Any, shape: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,3 +147,118 @@ def test_s_of_a_batch_of_unknown_size(
     for block, *bases in refreshed(layer):
         found = measured(block, uses, mode)
         assert relative_error(found, transcribed(block, uses, *bases)) < TOLERANCE
+
+
+def test_the_mean_over_examples_written_out() -> None:
+    """Of a dense layer on sequences, without autodiff: ``Σ_n (Q_Aᵀ Σ_t (a, 1) gᵀ Q_G)∘² / N``."""
+    layer = layers.Dense(3)
+    x, g = (tensor.numpy() for tensor in data(layer, (6, 4)))
+    ((block, left, right),) = refreshed(layer)
+    expected = np.zeros((5, 3))
+    for n in range(N):
+        rotated = sum(
+            np.outer(left[0].T @ np.append(x[n, t], 1), right[0].T @ g[n, t]) for t in range(6)
+        )
+        expected += rotated**2 / N
+    found = measured(block, [(layer, tf.constant(x), tf.constant(g))])
+    assert relative_error(found[0], expected) < TOLERANCE
+
+
+modes = pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
+
+
+@modes
+@pytest.mark.parametrize("shapes", [[(4,), (4,)], [(6, 4), (2, 4)]], ids=["rows", "sequences"])
+def test_uses_of_a_shared_layer_are_added_before_they_are_squared(shapes: Any, mode: str) -> None:
+    layer = layers.Dense(3)
+    uses = [(layer, *data(layer, shape, seed=seed)) for seed, shape in enumerate(shapes)]
+    ((block, *bases),) = refreshed(layer)
+    expected = transcribed(block, uses, *bases)
+    assert relative_error(measured(block, uses, mode), expected) < TOLERANCE
+    apart = sum(transcribed(block, [use], *bases) for use in uses)
+    assert relative_error(apart, expected) > 0.1
+
+
+@modes
+@pytest.mark.parametrize("name", ["dense", "dense-sequences", "conv", "embedding"])
+def test_examples_with_several_rows(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of an example are neighbours, as after a reshape of steps to examples."""
+    monkeypatch.setattr(by_example, "CHUNK_BYTES", 2000)
+    make, shape = LAYERS[name]
+    layer = make()
+    uses = [(layer, *data(layer, shape, count=3 * N))]
+    ((block, *bases),) = refreshed(layer)
+    found = measured(block, uses, mode)
+    assert relative_error(found, transcribed(block, uses, *bases)) < TOLERANCE
+
+
+@modes
+@pytest.mark.parametrize("of_examples", [False, None])
+@pytest.mark.parametrize("name", ["dense", "conv", "embedding"])
+def test_rows_of_no_example_are_those_of_one_draw(
+    name: str, mode: str, of_examples: bool | None
+) -> None:
+    """``(Σ_t Q_Aᵀ a gᵀ Q_G)∘² / N`` over all rows that there are."""
+    make, shape = LAYERS[name]
+    layer = make()
+    uses = [(layer, *data(layer, shape, count=7))]
+    ((block, *bases),) = refreshed(layer)
+    expected = transcribed(block, uses, *bases, count=1) / N
+    assert relative_error(measured(block, uses, mode, of_examples), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["graph", "jit"])
+@pytest.mark.parametrize(("name", "known"), [("dense-sequences", 2), ("conv", 3), ("heads", 2)])
+def test_lengths_that_are_known_in_the_step_only(
+    name: str, known: int, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_example, "CHUNK_BYTES", 2000)
+    make, shape = LAYERS[name]
+    layer = make()
+    uses = [(layer, *data(layer, shape))]
+    ((block, *bases),) = refreshed(layer)
+    found = measured(block, uses, mode, known=known)
+    assert relative_error(found, transcribed(block, uses, *bases)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["dense", "dense-sequences", "conv", "embedding"])
+@pytest.mark.parametrize("limit", [3, 4])
+def test_eigenvectors_of_diagonal_factors_are_unit_vectors(name: str, limit: int) -> None:
+    """A is cut to its diagonal, and with the smaller limit G in the convolution too."""
+    make, shape = LAYERS[name]
+    layer = make()
+    uses = [(layer, *data(layer, shape))]
+    ((block, *bases),) = refreshed(layer, limit)
+    assert not np.any(bases[0] - np.eye(block.input_dim))
+    assert relative_error(measured(block, uses), transcribed(block, uses, *bases)) < TOLERANCE
+
+
+def test_masked_places_contribute_nothing() -> None:
+    """Their g is zero, whatever is in a."""
+    layer = layers.Dense(3)
+    x, g = data(layer, (6, 4))
+    mask = np.arange(6) < [[6], [3], [1], [0], [5]]
+    g *= mask[..., None]
+    ((block, *bases),) = refreshed(layer)
+    found = [
+        measured(block, [(layer, tf.where(mask[..., None], x, other), g)]) for other in (0.0, 9.0)
+    ]
+    assert relative_error(*found) < TOLERANCE
+    assert relative_error(found[0], transcribed(block, [(layer, x, g)], *bases)) < TOLERANCE
+
+
+@pytest.mark.parametrize("budget", [1, 3000, 7000, 10**9])
+def test_chunks_keep_within_their_budget(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients and rows of a chunk are within it, but for a single example; nothing is wasted."""
+    monkeypatch.setattr(by_example, "CHUNK_BYTES", budget)
+    layer = layers.Conv2D(4, 2)
+    layer.build((None, 4, 3, 2))
+    ((block, *_),) = refreshed(layer)
+    chunks: list[int] = []
+    to_rows = block.input_rows
+    monkeypatch.setattr(block, "input_rows", lambda x: [chunks.append(len(x)), to_rows(x)][1])
+    measured(block, [(layer, *data(layer, (4, 3, 2)))])
+    bytes_each = 8 * (9 * 4 + 6 * (9 + 4))
+    assert max(chunks) == 1 or max(chunks) * bytes_each <= budget
+    assert (max(chunks) + 1) * bytes_each > budget or max(chunks) == N
+    assert len(set(chunks)) == 1 and N <= sum(chunks) < N + max(chunks)
