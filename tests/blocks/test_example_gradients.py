@@ -193,15 +193,15 @@ def test_examples_with_several_rows(name: str, mode: str, monkeypatch: pytest.Mo
 
 
 @modes
-@pytest.mark.parametrize("of_examples", [False, None])
+@pytest.mark.parametrize(("rows", "of_examples"), [(7, None), (7, False), (2 * N, False)])
 @pytest.mark.parametrize("name", ["dense", "conv", "embedding"])
 def test_rows_of_no_example_are_those_of_one_draw(
-    name: str, mode: str, of_examples: bool | None
+    name: str, mode: str, rows: int, of_examples: bool | None
 ) -> None:
-    """``(Σ_t Q_Aᵀ a gᵀ Q_G)∘² / N`` over all rows that there are."""
+    """``(Σ_t Q_Aᵀ a gᵀ Q_G)∘² / N`` over all rows, as many as they may be."""
     make, shape = LAYERS[name]
     layer = make()
-    uses = [(layer, *data(layer, shape, count=7))]
+    uses = [(layer, *data(layer, shape, count=rows))]
     ((block, *bases),) = refreshed(layer)
     expected = transcribed(block, uses, *bases, count=1) / N
     assert relative_error(measured(block, uses, mode, of_examples), expected) < TOLERANCE
