@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--rounds", type=int, default=5, help="alternations")
     parser.add_argument("--steps", type=int, default=40, help="steps of a block")
-    parser.add_argument("--method", default="cholesky", choices=["cholesky", "eigen"])
+    parser.add_argument("--method", default="cholesky", choices=["cholesky", "eigen", "ekfac"])
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("step_cost"))
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

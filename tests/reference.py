@@ -47,8 +47,11 @@ def dense_block(A: Array, G: Array, uses: float) -> Array:
 
 
 def damped_block(A: Array, G: Array, uses: float, damping: float, method: str) -> Array:
-    """What `precondition` is to invert: maths.md §2, factored or exact Tikhonov damping."""
-    if method == "eigen":
+    """What `precondition` is to invert: maths.md §2, factored or exact Tikhonov damping.
+
+    EKFAC starts from the eigenvalues of the factors.
+    """
+    if method in ("eigen", "ekfac"):
         block = dense_block(A, G, uses)
         return block + damping * np.eye(len(block))
     return block_diagonal(
@@ -168,6 +171,8 @@ def fill(block: Any, A: Array, G: Array, uses: float, damping: float = 1.0) -> A
     """Builds a Kronecker block and gives it factors."""
     block.build(add_variable, lambda: tf.constant(damping, block.dtype))
     statistics = {"A": A, "G": G, "uses": np.float64(uses)}
+    if block.inverse.takes_examples:  # not entered before there are bases to measure it in
+        statistics["s"] = np.zeros(block.inverse.shapes()["scales"])
     block.update(
         {key: tf.constant(value, block.dtype) for key, value in statistics.items()},
         tf.constant(0.0),

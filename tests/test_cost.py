@@ -76,7 +76,24 @@ def test_factor_products_of_a_convolution(groups: int, channels: int) -> None:
     assert block_cost(block, BATCH, 25).factors == counted
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("inputs", [[BATCH, 5], [BATCH, 4, 5], [BATCH, 90, 5]])
+def test_factor_products_with_what_is_measured_in_eigenbases(inputs: list[int]) -> None:
+    """One place an example, some, and so many that the products are rotated."""
+    block, uses = dense(5, 3, method="ekfac"), math.prod(inputs[1:-1])
+    block.build(add_variable, lambda: tf.constant(0.1))
+    outputs = tf.zeros([*inputs[:-1], 3])
+    places = tf.constant(float(BATCH * uses))
+    weights, batch = [UseWeights(None, places, places, True)], tf.constant(BATCH)
+
+    def statistics() -> Any:
+        seen = [Use(tf.zeros(inputs), outputs)]
+        of_inputs = block.input_statistics(seen, weights, batch)
+        return of_inputs, block.pass_statistics(seen, [outputs], weights, batch)
+
+    assert block_cost(block, BATCH, uses).factors == products(statistics)
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_products_of_preconditioning(method: str, groups: int) -> None:
     block = conv(groups, method=method)
@@ -154,7 +171,7 @@ def test_the_mnist_autoencoder_costs_what_the_issue_counts() -> None:
     assert giga["precondition"] == pytest.approx(9, abs=0.5)
 
 
-@pytest.mark.parametrize(("method", "cubes"), [("cholesky", 2), ("eigen", 9)])
+@pytest.mark.parametrize(("method", "cubes"), [("cholesky", 2), ("eigen", 9), ("ekfac", 9)])
 def test_inverses_cost_cubes(method: str, cubes: int) -> None:
     assert block_cost(dense(5, 3, bias=True, method=method), BATCH, 1).inverses == cubes * (
         6**3 + 3**3

@@ -11,13 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import add_variable, damped_block, positive, relative_error
 
+from tfkfac.averages import DecayedAverages
 from tfkfac.factor_forms import DENSE
-from tfkfac.factors import (
-    METHODS,
-    DecayedAverages,
-    KroneckerInverse,
-    damping_balance,
-)
+from tfkfac.factors import METHODS, KroneckerInverse, damping_balance
 
 methods = pytest.mark.parametrize("method", METHODS)
 modes = pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])

@@ -147,7 +147,7 @@ def test_summary_is_the_same_after_training(capsys: pytest.CaptureFixture[str]) 
     assert "hidden (Dense)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_state_size_is_what_is_allocated(method: str, groups: int) -> None:
     model = keras.Sequential(
@@ -190,7 +190,7 @@ LOOKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("look", LOOKS)
 def test_block_that_was_only_scanned_says_so(look: str, method: str) -> None:
     block = scan(models.sequential(), method=method)["hidden"]

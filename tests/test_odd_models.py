@@ -268,7 +268,7 @@ def test_layers_in_a_cell_fall_back_with_a_reason(run_eagerly: bool) -> None:
     assert sorted(kinds) == ["Dense", "diagonal", "diagonal"]
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("recurrent", ["independent", "lggm_symmetric", "lggm_limit"])
 def test_a_first_batch_of_masked_steps_alone_does_no_harm(recurrent: str, method: str) -> None:
     """There were no uses: neither curvature nor its inverse exists yet."""

@@ -108,7 +108,7 @@ def test_seed_is_drawn_once() -> None:
     assert tfkfac.KFAC().seed == first.seed
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("factory", [models.functional, models.WithoutTraining])
 def test_loaded_model_goes_on_where_it_stopped(
     factory: Callable[[], keras.Model], method: str, tmp_path: Path

@@ -33,7 +33,7 @@ def _directions(model: keras.Model, gradients: Sequence[tf.Tensor]) -> Arrays:
     return [found[id(variable)].numpy() for variable in model.trainable_variables]
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("kl_clip", [None, 1e-3, 1e3])
 def test_step_is_momentum_minus_clipped_natural_gradient(method: str, kl_clip: float) -> None:
     """``δ = μ·d − ν·α·p`` with ``ν = min(1, √(c / (α² gᵀp)))``."""

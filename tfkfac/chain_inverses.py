@@ -7,8 +7,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import lggm, linalg
+from tfkfac.averages import Averages
 from tfkfac.factor_forms import DENSE
-from tfkfac.factors import Averages, KroneckerInverse, damping_balance
+from tfkfac.factors import KroneckerInverse, damping_balance
 
 
 class ChainInverse(KroneckerInverse):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tfkfac import linalg
-from tfkfac.blocks import Block, KroneckerBlock, RecurrentBlock
+from tfkfac.blocks import Block, KroneckerBlock, RecurrentBlock, example_gradients
 from tfkfac.factor_forms import DENSE
 
 
@@ -23,7 +23,8 @@ class StepCost:
         forward: The forward pass.
         backward: Gradients of weights and of inputs.
         extra_backward: The curvature's own backward pass, on steps that update the factors.
-        factors: The factor products, on steps that update the factors.
+        factors: The factor products, on steps that update the factors; with what is measured in
+            their eigenbases.
         precondition: Preconditioning, on every step.
         inverses: One round of inverses.
     """
@@ -71,8 +72,9 @@ def block_cost(
     places = batch_size * uses
     if block.looks_up:
         of_outputs = 2.0 * places * block.output_dim**2
+        rotations = of_outputs if block.inverse.takes_examples else 0.0
         return StepCost(
-            factors=of_outputs / 2,
+            factors=of_outputs / 2 + rotations,
             precondition=of_outputs * block.inverse.products,
             inverses=block.inverse.operations * block.refresh_cost,
         )
@@ -85,6 +87,10 @@ def block_cost(
     moments = of_inputs * block.moment_share + of_outputs
     if block.keeps_lags:
         moments += 2.0 * places * (inputs**2 + outputs**2)
+    if block.inverse.takes_examples:
+        is_dense = block.input_form is DENSE, block.output_form is DENSE
+        rotations = min(example_gradients.rotations(uses, (inputs, outputs), is_dense))
+        moments += 2.0 * batch_size * (rotations + uses * inputs * outputs)
     widths = sum(dim if form is DENSE else 1 for form, dim in forms)
     products = 2.0 * block.inverse.products * inputs * outputs * widths
     return StepCost(

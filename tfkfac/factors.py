@@ -1,91 +1,20 @@
-"""Decayed averages of curvature statistics, and the inverses made of them.
+"""What is made of Kronecker factors to precondition with, a class for each method.
 
-Whoever holds variables here is made in two steps, as Keras optimizers are: constructed from
-shapes, then `build` with the optimizer's ``add_variable``.
+An inverse is made in two steps, as Keras optimizers are: constructed from shapes, then `build` with
+the optimizer's ``add_variable``.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from tfkfac import linalg
+from tfkfac.averages import AddVariable, Averages
 from tfkfac.factor_forms import DENSE, FactorForm
-
-AddVariable = Callable[..., Any]
-"""``keras.optimizers.Optimizer.add_variable``."""
-
-Averages = Mapping[str, tf.Tensor]
-"""Name → decayed average of a statistic."""
-
-
-class DecayedAverages:
-    """Decayed averages of several statistics that are always updated together.
-
-    ``V ← d·V + weight·C`` and ``w ← d·w + weight``, served as ``V / w`` (mathematics.md §2): there
-    is no start-up bias, and a partial batch enters with its share of a whole one.
-
-    Args:
-        name: Prefix of the variables' names.
-        shapes: Name of a statistic → shape.
-        dtype: Floating dtype of the statistics.
-    """
-
-    def __init__(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-        self.name = name
-        self.shapes = dict(shapes)
-        self.dtype = dtype
-        self._sums: dict[str, Any] = {}
-        self._weight: Any = None
-
-    @property
-    def built(self) -> bool:
-        """Whether the variables exist."""
-        return self._weight is not None
-
-    @property
-    def variables(self) -> list[Any]:
-        """The sums and their weight; empty before `build`."""
-        return [*self._sums.values(), self._weight] if self.built else []
-
-    def build(self, add_variable: AddVariable) -> None:
-        """Makes the variables."""
-        self._sums = {
-            key: add_variable(shape=shape, dtype=self.dtype, name=f"{self.name}_{key}")
-            for key, shape in self.shapes.items()
-        }
-        self._weight = add_variable(shape=(), dtype=self.dtype, name=f"{self.name}_weight")
-
-    def update(
-        self, contributions: Mapping[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
-    ) -> tf.Tensor:
-        """Enters one batch; a batch with a non-finite statistic is left out.
-
-        Args:
-            contributions: A tensor for each statistic.
-            decay: Scalar in [0, 1).
-            weight: Scalar, the share of a whole batch (1 for a whole one).
-
-        Returns:
-            Whether the batch was entered, a boolean scalar.
-        """
-        finite = linalg.finite_diagonals(*contributions.values())
-        one, zero = tf.ones([], self.dtype), tf.zeros([], self.dtype)
-        kept = tf.where(finite, tf.cast(decay, self.dtype), one)
-        share = tf.where(finite, tf.cast(weight, self.dtype), zero)
-        for key, total in self._sums.items():
-            contribution = tf.cast(contributions[key], self.dtype)
-            total.assign(kept * total + tf.math.multiply_no_nan(contribution, share))
-        self._weight.assign(kept * self._weight + share)
-        return finite
-
-    def read(self) -> dict[str, tf.Tensor]:
-        """The averages; zeros before the first update."""
-        scale = tf.math.divide_no_nan(tf.ones([], self.dtype), tf.convert_to_tensor(self._weight))
-        return {key: tf.convert_to_tensor(total) * scale for key, total in self._sums.items()}
 
 
 class KroneckerInverse(abc.ABC):
@@ -103,10 +32,13 @@ class KroneckerInverse(abc.ABC):
     Attributes:
         products: Matrix products with each factor in one `apply`.
         operations: Of one `compute`, in units of d³ for each factor.
+        takes_examples: Whether `update` wants "s" among a batch's statistics, and `bases` has what
+            it is measured in.
     """
 
     products: int
     operations: float
+    takes_examples = False
 
     def __init__(
         self,
@@ -129,7 +61,7 @@ class KroneckerInverse(abc.ABC):
 
     @abc.abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of what is kept."""
+        """Name → shape of what is kept; the first goes along the rows of V if A is diagonal."""
 
     @abc.abstractmethod
     def compute(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
@@ -143,6 +75,33 @@ class KroneckerInverse(abc.ABC):
     @abc.abstractmethod
     def apply(self, kept: list[tf.Tensor], matrix: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
         """``(|T|·A ⊗ G + λI)⁻¹ V`` for V = `matrix` ``[..., in, out]``."""
+
+    def compute_or_keep(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
+        """What is to be applied to the factors as they stand, for a damping of one's choice."""
+        return self.compute(averages, damping)
+
+    def to_dense(self, averages: Averages) -> tf.Tensor:
+        """``|T|·A ⊗ G``, ``[..., in·out, in·out]``."""
+        inputs = self.input_form.to_dense(averages["A"])
+        outputs = self.output_form.to_dense(averages["G"])
+        return averages["uses"] * linalg.kronecker(inputs, outputs)
+
+    def bases(self) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Q_A and Q_G of the last refresh, of inverses that take examples; None is identity."""
+        raise NotImplementedError(f"{type(self).__name__} has no bases.")
+
+    def update(
+        self, statistics: Averages, decay: tf.Tensor, weight: tf.Tensor, entered: tf.Tensor
+    ) -> None:
+        """Follows the statistics of a batch between refreshes, where the method does.
+
+        Args:
+            statistics: Of the batch.
+            decay: Scalar in [0, 1).
+            weight: Scalar, the share of a whole batch.
+            entered: Whether the batch has entered the averages.
+        """
+        del statistics, decay, weight, entered
 
     def build(self, add_variable: AddVariable) -> None:
         """Makes the variables. Until the first refresh they amount to no preconditioning."""
@@ -246,22 +205,107 @@ class EigenInverse(KroneckerInverse):
             matrix = tf.matmul(left, matrix, transpose_a=True)
         if right is not None:
             matrix = tf.matmul(matrix, right)
-        values = named["input_values"][..., :, None] * named["output_values"][..., None, :]
-        matrix /= values + damping
+        matrix /= self.eigenvalues(named) + damping
         if left is not None:
             matrix = tf.matmul(left, matrix)
         if right is not None:
             matrix = tf.matmul(matrix, right, transpose_b=True)
         return matrix
 
+    def eigenvalues(self, named: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """What V is divided by in the eigenbases but for λ, ``[..., in, out]``."""
+        return named["input_values"][..., :, None] * named["output_values"][..., None, :]
+
     def _shapes_of(self, side: str, form: FactorForm, dim: int) -> dict[str, tuple[int, ...]]:
-        values = {f"{side}_values": (*self.stack, dim)}
-        if form is not DENSE:
-            return values
-        return values | {f"{side}_vectors": (*self.stack, dim, dim)}
+        return {f"{side}_values": (*self.stack, dim), **self._vectors_of(side, form, dim)}
+
+    def _vectors_of(self, side: str, form: FactorForm, dim: int) -> dict[str, tuple[int, ...]]:
+        """None of a diagonal factor: they are the unit vectors."""
+        return {f"{side}_vectors": (*self.stack, dim, dim)} if form is DENSE else {}
 
 
-METHODS: dict[str, type[KroneckerInverse]] = {"cholesky": CholeskyInverse, "eigen": EigenInverse}
+class EigenvalueCorrectedInverse(EigenInverse):
+    """EKFAC: the eigenbases of the factors, with eigenvalues that are measured in them.
+
+    ``Q_A [ (Q_Aᵀ V Q_G) / (s + λ) ] Q_Gᵀ`` with ``s = E_n[(Q_Aᵀ Σ_t a gᵀ Q_G)∘²]`` in the place of
+    ``|T|·d_A d_Gᵀ``: of all diagonals in these bases the one that is nearest to the Fisher (George
+    et al. 2018, §3; mathematics.md §2). A refresh starts s anew from ``|T|·d_A d_Gᵀ``, with the
+    weight of one update, since what was measured in other bases says nothing in these.
+    """
+
+    takes_examples = True
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The decayed sum of s and its weight, and eigenvectors of dense factors."""
+        return {
+            "scales": (*self.stack, self.input_dim, self.output_dim),
+            "weight": (),
+            **self._vectors_of("input", self.input_form, self.input_dim),
+            **self._vectors_of("output", self.output_form, self.output_dim),
+        }
+
+    def initializer(self, key: str) -> Any:
+        """A weight of zero tells that there are no bases yet."""
+        return {"scales": "ones", "weight": "zeros"}.get(key) or super().initializer(key)
+
+    def compute(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
+        """New bases, and s as the factors foretell it."""
+        del damping
+        input_values, *input_vectors = self.input_form.eigenbasis(averages["A"])
+        output_values, *output_vectors = self.output_form.eigenbasis(averages["G"])
+        scales = averages["uses"] * input_values[..., :, None] * output_values[..., None, :]
+        return [scales, tf.ones([], self.dtype), *input_vectors, *output_vectors]
+
+    def is_finite(self, fresh: list[tf.Tensor]) -> tf.Tensor:
+        """Every entry: s is no matrix of which the diagonal says all."""
+        return linalg.all_finite(*fresh)
+
+    def eigenvalues(self, named: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """s; ones before the first refresh."""
+        weight = named["weight"]
+        return named["scales"] / tf.where(weight > 0, weight, tf.ones_like(weight))
+
+    def update(
+        self, statistics: Averages, decay: tf.Tensor, weight: tf.Tensor, entered: tf.Tensor
+    ) -> None:
+        """Enters a batch's "s", which was measured in `bases`; not before there are any."""
+        scales, total = self.variables[:2]
+        entered &= linalg.all_finite(statistics["s"]) & (total > 0)
+        kept = tf.where(entered, tf.cast(decay, self.dtype), tf.ones([], self.dtype))
+        share = tf.where(entered, tf.cast(weight, self.dtype), tf.zeros([], self.dtype))
+        scales.assign(kept * scales + tf.math.multiply_no_nan(statistics["s"], share))
+        total.assign(kept * total + share)
+
+    def bases(self) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Q_A and Q_G as they stand; None for unit vectors."""
+        named = dict(zip(self.shapes(), self.kept(), strict=True))
+        return named.get("input_vectors"), named.get("output_vectors")
+
+    def compute_or_keep(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
+        """What is kept: s as it stands is of the bases as they stand. Before those, new ones."""
+        weight = tf.convert_to_tensor(self.variables[1])
+        return tf.cond(weight > 0, self.kept, lambda: self.compute(averages, damping))
+
+    def to_dense(self, averages: Averages) -> tf.Tensor:
+        """``(Q_A ⊗ Q_G) diag(s) (Q_A ⊗ Q_G)ᵀ``."""
+        kept = self.compute_or_keep(averages, tf.zeros([], self.dtype))
+        named = dict(zip(self.shapes(), kept, strict=True))
+        identities = [
+            tf.eye(dim, batch_shape=self.stack, dtype=self.dtype)
+            for dim in (self.input_dim, self.output_dim)
+        ]
+        basis = linalg.kronecker(
+            named.get("input_vectors", identities[0]), named.get("output_vectors", identities[1])
+        )
+        scales = tf.reshape(self.eigenvalues(named), [*self.stack, 1, -1])
+        return tf.matmul(basis * scales, basis, transpose_b=True)
+
+
+METHODS: dict[str, type[KroneckerInverse]] = {
+    "cholesky": CholeskyInverse,
+    "eigen": EigenInverse,
+    "ekfac": EigenvalueCorrectedInverse,
+}
 """The values of ``KFAC(method=...)``."""
 
 

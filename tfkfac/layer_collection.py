@@ -63,7 +63,7 @@ class LayerCollection:
 
         Args:
             model: A built Keras model.
-            method: How inverses are kept: "cholesky" or "eigen".
+            method: How inverses are kept: "cholesky", "eigen" or "ekfac".
             skip: Regular expressions; layers whose path one of them matches get no curvature.
             max_factor_size: Factors of a larger dimension keep their diagonal only.
             recurrent: The curvature of recurrent layers, one for all or regular expression → one.

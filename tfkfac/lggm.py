@@ -150,12 +150,12 @@ def dense(averages: Mapping[str, tf.Tensor], *, symmetric: bool) -> tf.Tensor:
             sequences, ``E[T]·(X + Xᵀ − V)`` with ``X = Σ_d M^d V``, V = A₀ ⊗ G₀, M = C₁C₀⁻¹.
     """
     A, G = linalg.symmetric(averages["A"]), linalg.symmetric(averages["G"])
-    whole = _kronecker(A, G)
+    whole = linalg.kronecker(A, G)
     steps = [
         tf.matmul((lag1 + tf.transpose(lag1)) / 2 if symmetric else lag1, tf.linalg.pinv(lag0))
         for lag0, lag1 in ((A, averages["A1"]), (G, averages["G1"]))
     ]
-    step = _kronecker(*steps)
+    step = linalg.kronecker(*steps)
     if not symmetric:
         identity = tf.eye(step.shape[0], dtype=step.dtype)
         sums = tf.linalg.solve(identity - step, whole)
@@ -166,11 +166,6 @@ def dense(averages: Mapping[str, tf.Tensor], *, symmetric: bool) -> tf.Tensor:
         power = tf.matmul(step, power)
         total += lag * (power + tf.transpose(power))
     return total * averages["uses"] / lags[0]
-
-
-def _kronecker(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    side = left.shape[0] * right.shape[0]
-    return tf.reshape(tf.einsum("ij,kl->ikjl", left, right), [side, side])
 
 
 def _between(root: tf.Tensor, moment: tf.Tensor) -> tf.Tensor:

@@ -152,6 +152,13 @@ def _is_square(shape: tf.TensorShape) -> bool:
     return bool(shape.rank >= 2 and shape[-1] == shape[-2])
 
 
+def kronecker(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """``left ⊗ right`` of square matrices (stacks of them, one with one)."""
+    side = left.shape[-1] * right.shape[-1]
+    products = tf.einsum("...ij,...kl->...ikjl", left, right)
+    return tf.reshape(products, [*left.shape[:-2], side, side])
+
+
 def scalar(value: float | tf.Tensor, dtype: str | tf.DType) -> tf.Tensor:
     """A number in a dtype; unlike ``tf.cast``, it keeps all digits of a Python number."""
     return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)

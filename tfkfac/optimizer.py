@@ -62,7 +62,8 @@ class KFAC(Gathering):
             so that no step takes all. Both kinds of update come more often in the first steps.
         fisher: "mc" samples targets from the model, "exact" sums over all of them, "empirical"
             uses the labels of the data.
-        method: "cholesky" (factored Tikhonov damping) or "eigen" (exact Tikhonov damping).
+        method: "cholesky" (factored Tikhonov damping), "eigen" (exact Tikhonov damping) or "ekfac"
+            (exact, with eigenvalues that are measured; George et al. 2018).
         kl_clip: Bound c of ``α² gᵀF̂⁻¹g``: longer steps are scaled down. None for no bound.
         skip: Regular expressions; layers whose path one of them matches get no curvature.
         max_factor_size: A Kronecker factor of a larger dimension keeps its diagonal only (its

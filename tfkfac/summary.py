@@ -109,6 +109,9 @@ def _totals(
     ]
     if cut:
         lines.append(f" Larger than max_factor_size, only the diagonal is kept: {', '.join(cut)}")
+    together = [f"{b.name}{parts[id(b)]}" for b in blocks if b.without_examples]
+    if together:
+        lines.append(f' Examples are not told apart, "eigen" for "ekfac": {", ".join(together)}')
     if fallbacks:
         fallen = ", ".join(f"{b.name} ({b.reason}: {b.label})" for b in fallbacks)
         lines.append(f" Without Kronecker structure: {fallen}")

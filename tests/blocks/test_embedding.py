@@ -30,7 +30,7 @@ def slices(rng: np.random.Generator, indices: list[int]) -> tf.IndexedSlices:
 
 
 @pytest.mark.parametrize("damping", [None, 0.3])
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 def test_rows_are_preconditioned_as_the_whole_gradient_is(method: str, damping: Any) -> None:
     rng = np.random.default_rng(0)
     block = fill(make(method), rng.uniform(size=6), positive(rng, 4), 2.0, damping=0.1)

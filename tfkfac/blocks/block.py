@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import linalg
-from tfkfac.factors import AddVariable, DecayedAverages
+from tfkfac.averages import AddVariable, DecayedAverages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,10 +60,13 @@ class Block(abc.ABC):
         layers: The Keras layers of which the block is the curvature.
         variables: The trainable variables it covers, in the order of its gradients.
         reason: Why the block is no better than it is, or None (shown in the summary).
+        without_examples: Whether ``method="ekfac"`` was asked for, of a family of blocks that
+            cannot tell examples apart: then it is "eigen".
     """
 
     label: str
     reason: str | None = None
+    without_examples: bool = False
 
     def __init__(self, layers: Sequence[Any], variables: Sequence[Any]) -> None:
         self.layers = list(layers)

@@ -48,20 +48,20 @@ class Chunks:
         )
         places = tuple(window.outputs(length, axis) for axis, length in enumerate(lengths))
         row_bytes = math.prod(places[1:]) * (patch * tf.dtypes.as_dtype(dtype).size)
-        fitting = _greater(1, PATCH_BYTES // row_bytes)
-        bands = _parts(places[0], fitting)
-        pieces = _parts(batch, _greater(1, fitting // places[0]))
-        return cls(window, batch, _parts(batch, pieces), _parts(places[0], bands), places)
+        fitting = greater(1, PATCH_BYTES // row_bytes)
+        bands = parts(places[0], fitting)
+        pieces = parts(batch, greater(1, fitting // places[0]))
+        return cls(window, batch, parts(batch, pieces), parts(places[0], bands), places)
 
     @property
     def bands(self) -> Any:
         """Bands of rows that an image is cut into."""
-        return _parts(self.places[0], self.rows)
+        return parts(self.places[0], self.rows)
 
     @property
     def count(self) -> Any:
         """The number of chunks."""
-        return _parts(self.batch, self.examples) * self.bands
+        return parts(self.batch, self.examples) * self.bands
 
     @property
     def are_exact(self) -> bool:
@@ -93,26 +93,7 @@ class Chunks:
 
     def sum(self, of_chunk: Callable[[Any], tuple[tf.Tensor, ...]]) -> Any:
         """The sum of ``of_chunk(index)``, a tuple of tensors, over all chunks."""
-        if isinstance(self.count, int) and self.count == 1:
-            return of_chunk(0)
-        first = of_chunk(tf.constant(0))
-
-        def add(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return (
-                index + 1,
-                *(
-                    tf.ensure_shape(total + piece, total.shape)
-                    for total, piece in zip(sums, of_chunk(index), strict=True)
-                ),
-            )
-
-        _, *sums = tf.while_loop(
-            lambda index, *_: index < self.count,
-            add,
-            [tf.constant(1), *first],
-            parallel_iterations=1,
-        )
-        return sums
+        return sum_over(self.count, of_chunk)
 
     @property
     def _missing_rows(self) -> Any:
@@ -129,12 +110,41 @@ class Chunks:
         return tf.slice(tensor, begin, [self.examples, height, *[-1] * others])
 
 
-def _parts(whole: Any, part: Any) -> Any:
-    """How many parts cover a whole, rounded up."""
+def sum_over(count: Any, of_chunk: Callable[[Any], tuple[tf.Tensor, ...]]) -> Any:
+    """The sum of ``of_chunk(index)``, a tuple of tensors, in a loop that keeps one term at a time.
+
+    Args:
+        count: The number of chunks, an int or a tensor.
+        of_chunk: Called with the number of a chunk.
+    """
+    if isinstance(count, int) and count == 1:
+        return of_chunk(0)
+    first = of_chunk(tf.constant(0))
+
+    def add(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (
+            index + 1,
+            *(
+                tf.ensure_shape(total + piece, total.shape)
+                for total, piece in zip(sums, of_chunk(index), strict=True)
+            ),
+        )
+
+    _, *sums = tf.while_loop(
+        lambda index, *_: index < count,
+        add,
+        [tf.constant(1), *first],
+        parallel_iterations=1,
+    )
+    return sums
+
+
+def parts(whole: Any, part: Any) -> Any:
+    """How many parts cover a whole, rounded up; ints or tensors."""
     return -(-whole // part)
 
 
-def _greater(left: Any, right: Any) -> Any:
+def greater(left: Any, right: Any) -> Any:
     """The greater of two sizes, ints or tensors."""
     if isinstance(left, int) and isinstance(right, int):
         return max(left, right)

@@ -37,6 +37,8 @@ class ConvBlock(KroneckerBlock):
         **options: As for `KroneckerBlock`: `method`, `max_factor_size`.
     """
 
+    tells_examples_apart = True
+
     def __init__(
         self,
         layer: Any,
@@ -144,6 +146,10 @@ class ConvBlock(KroneckerBlock):
         rows = tf.reshape(rows, [-1, offsets, self.groups, self._channels])
         rows = tf.transpose(rows, [2, 0, 1, 3])
         return tf.reshape(rows, [self.groups, -1, offsets * self._channels])
+
+    def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Patches of images in the layer's own format."""
+        return self.patch_rows(self.window.pad(self.window.channels_last(inputs)))
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Every location is a row; the channels of a group are contiguous."""

@@ -21,6 +21,7 @@ class DenseBlock(KroneckerBlock):
     """
 
     label = "Dense"
+    tells_examples_apart = True
 
     def __init__(self, layer: Any, kernel: Any, bias: Any, **options: Any) -> None:
         input_dim, output_dim = kernel.shape
@@ -28,11 +29,15 @@ class DenseBlock(KroneckerBlock):
 
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
         """Inputs ``[..., in]``, flattened to rows."""
-        rows = tf.reshape(inputs, [-1, self.input_dim - self.has_bias])
+        rows = self.input_rows(inputs)
         if weights.omega is None:
             return self.moment_of_rows(rows, None, weights.total)
         omega = tf.broadcast_to(weights.omega, tf.shape(inputs)[:-1])
         return self.moment_of_rows(rows, tf.reshape(omega, [-1]), weights.total)
+
+    def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs ``[..., in]``, flattened to rows."""
+        return tf.reshape(inputs, [-1, self.input_dim - self.has_bias])
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Gradients ``[..., out]``, flattened to rows."""

@@ -92,6 +92,7 @@ class EinsumDenseBlock(KroneckerBlock):
     """
 
     label = "EinsumDense"
+    tells_examples_apart = True
 
     def __init__(
         self, layer: Any, kernel: Any, bias: Any, *, equation: Equation, **options: Any
@@ -135,12 +136,16 @@ class EinsumDenseBlock(KroneckerBlock):
 
     def input_moment(self, inputs: tf.Tensor, weights: UseWeights) -> tf.Tensor:
         """Inputs as rows, the places in the order of the outputs."""
-        equation = self.equation
-        rows = self._to_rows(inputs, equation.inputs, equation.contracted, self._in)
+        rows = self.input_rows(inputs)
         if weights.omega is None:
             return self.moment_of_rows(rows, None, weights.total)
         omega = tf.broadcast_to(weights.omega, self._places_shape(inputs))
         return self.moment_of_rows(rows, tf.reshape(omega, [-1]), weights.total)
+
+    def input_rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Inputs as rows."""
+        equation = self.equation
+        return self._to_rows(inputs, equation.inputs, equation.contracted, self._in)
 
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Gradients as rows."""

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac.blocks.block import Use, UseWeights
+from tfkfac.blocks.example_gradients import sum_of_squares_of_lookups
 from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.factor_forms import DIAGONAL
 
@@ -26,6 +27,7 @@ class EmbeddingBlock(KroneckerBlock):
 
     label = "Embedding"
     looks_up = True
+    tells_examples_apart = True
 
     def __init__(self, layer: Any, embeddings: Any, **options: Any) -> None:
         vocabulary, output_dim = embeddings.shape
@@ -53,6 +55,16 @@ class EmbeddingBlock(KroneckerBlock):
     def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
         """Gradients ``[..., out]``, flattened to rows."""
         return tf.reshape(gradients, [-1, self.output_dim])
+
+    def sum_of_squares(
+        self, inputs: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor], examples: Any
+    ) -> tf.Tensor:
+        """The looked up rows alone; the others are zero."""
+        tokens = tf.concat([tf.reshape(each, [examples, -1]) for each in inputs], axis=1)
+        shape = [examples, -1, self.output_dim]
+        rows = tf.concat([tf.reshape(each, shape) for each in gradients], axis=1)
+        _, output_basis = self.inverse.bases()
+        return sum_of_squares_of_lookups(tokens, rows, self.input_dim, output_basis)
 
     def kernel_to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         """The embeddings are a matrix already."""
@@ -97,6 +109,7 @@ class TiedEmbeddingBlock(EmbeddingBlock):
         "reverse_G": "reverse_mass",
         "reverse_A": "reverse_uses",
     }
+    tells_examples_apart = False  # the two kinds of use would have to be added up
 
     def __init__(
         self, layer: Any, embeddings: Any, *, is_reverse: Callable[[Use], bool], **options: Any

@@ -9,12 +9,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
+from tfkfac.averages import AddVariable
+from tfkfac.blocks.block import Use, UseWeights
+from tfkfac.blocks.rows import RowsByExample
 from tfkfac.factor_forms import DENSE, FactorForm, form_of
-from tfkfac.factors import METHODS, AddVariable, KroneckerInverse
+from tfkfac.factors import METHODS, KroneckerInverse
 
 
-class KroneckerBlock(CurvatureBlock):
+class KroneckerBlock(RowsByExample):
     """A kernel, and a bias if there is one, as the matrix V ``[in (+ 1), out]``, bias last.
 
     Subclasses say how inputs, pre-activations and kernels of their layer family become rows and
@@ -71,6 +73,8 @@ class KroneckerBlock(CurvatureBlock):
         }
         super().__init__([layer], [kernel] if bias is None else [kernel, bias], shapes)
         kind = METHODS[method] if isinstance(method, str) else method
+        self.without_examples = kind.takes_examples and not self.tells_examples_apart
+        kind = METHODS["eigen"] if self.without_examples else kind
         self.inverse: KroneckerInverse = kind(
             self.state_name,
             stack,
@@ -94,10 +98,6 @@ class KroneckerBlock(CurvatureBlock):
         Returns:
             Of the shape of the factor A, in its `input_form`.
         """
-
-    @abc.abstractmethod
-    def output_rows(self, gradients: tf.Tensor) -> tf.Tensor:
-        """The backpropagated g of one use as rows ``[..., places, out]`` (stacked by group)."""
 
     @abc.abstractmethod
     def kernel_to_matrix(self, kernel: tf.Tensor) -> tf.Tensor:
@@ -137,16 +137,6 @@ class KroneckerBlock(CurvatureBlock):
             sums = tf.linalg.matvec(rows, tf.sqrt(omega), transpose_a=True)
         return self.input_form.border(moment, sums, tf.broadcast_to(total, sums.shape[:-1]))
 
-    def inputs_of(self, use: Use) -> tf.Tensor:
-        """The inputs a of a use, as a tensor in the factors' dtype."""
-        return self.cast_inputs(use.inputs)
-
-    def cast_inputs(self, inputs: Any) -> tf.Tensor:
-        """Recorded inputs as a tensor in the factors' dtype."""
-        if isinstance(inputs, tf.SparseTensor):
-            inputs = tf.sparse.to_dense(tf.sparse.reorder(inputs))
-        return tf.cast(inputs, self.dtype)
-
     # --- statistics ------------------------------------------------------------------------
 
     def input_statistics(
@@ -178,9 +168,9 @@ class KroneckerBlock(CurvatureBlock):
         weights: Sequence[UseWeights],
         batch: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        """Ḡ, see `output_statistics`."""
-        del uses, batch
-        return self.output_statistics(gradients, weights)
+        """Ḡ, see `output_statistics`; and s, see `statistics_of_examples`."""
+        of_outputs = self.output_statistics(gradients, weights)
+        return of_outputs | self.statistics_of_examples(uses, gradients, weights, batch)
 
     def output_statistics(
         self, gradients: Sequence[tf.Tensor], weights: Sequence[UseWeights]
@@ -193,9 +183,25 @@ class KroneckerBlock(CurvatureBlock):
         places = tf.add_n([weight.places for weight in weights])
         return {"G": tf.math.divide_no_nan(tf.add_n(moments), places)}
 
+    @property
+    def statistic_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the averages and, for EKFAC, s."""
+        shapes = super().statistic_shapes
+        if self.inverse.takes_examples:
+            shapes["s"] = (*self.inverse.stack, self.input_dim, self.output_dim)
+        return shapes
+
     def refresh(self, damping: tf.Tensor) -> None:
         """Recomputes the inverses from the averages."""
         self.inverse.refresh(self.averages(), tf.cast(damping, self.dtype))
+
+    def update(
+        self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
+    ) -> tf.Tensor:
+        """Enters the statistics of a batch into the averages, and into what the inverse follows."""
+        entered = super().update(statistics, decay, weight)
+        self.inverse.update(statistics, decay, weight, entered)
+        return entered
 
     @property
     def cut_to_diagonal(self) -> list[str]:
@@ -276,23 +282,15 @@ class KroneckerBlock(CurvatureBlock):
         averages, damped = self.averages(), self.damping_or_current(damping)
         if damping is None:
             return self.inverse.kept(), damped
-        return self.inverse.compute(averages, damped), damped
+        return self.inverse.compute_or_keep(averages, damped), damped
 
     def to_dense(self) -> tf.Tensor:
-        """``|T| · A ⊗ G``; block-diagonal over groups."""
-        averages = self.averages()
-        factors = [
-            self.input_form.to_dense(averages["A"]),
-            self.output_form.to_dense(averages["G"]),
-        ]
-        stacked = [tf.reshape(factor, [self.groups, *factor.shape[-2:]]) for factor in factors]
-        products = tf.einsum("gij,gkl->gikjl", *stacked)
-        side = self.input_dim * self.output_dim
-        blocks = [
-            tf.linalg.LinearOperatorFullMatrix(block)
-            for block in tf.unstack(tf.reshape(products, [self.groups, side, side]))
-        ]
-        return self.uses * tf.linalg.LinearOperatorBlockDiag(blocks).to_dense()
+        """``|T| · A ⊗ G``, or with s in its eigenbasis; block-diagonal over groups."""
+        dense = self.inverse.to_dense(self.averages())
+        if self.groups == 1:
+            return dense
+        blocks = [tf.linalg.LinearOperatorFullMatrix(block) for block in tf.unstack(dense)]
+        return tf.linalg.LinearOperatorBlockDiag(blocks).to_dense()
 
     def to_matrix(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         """Gradients of `variables` as the matrix V, the bias as its last row."""

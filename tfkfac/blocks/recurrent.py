@@ -87,6 +87,11 @@ class RecurrentBlock(DenseBlock):
         """a at every step."""
         return tf.cast(self._of_inputs(use), self.dtype)
 
+    def gradients_of(self, use: Use, gradient: tf.Tensor) -> tf.Tensor:
+        """g at every step."""
+        of_use = gradient if self._of_gradients is None else self._of_gradients(use, gradient)
+        return tf.cast(of_use, self.dtype)
+
     def input_statistics(
         self, uses: Sequence[Use], weights: Sequence[UseWeights], batch: tf.Tensor
     ) -> dict[str, tf.Tensor]:
@@ -112,15 +117,15 @@ class RecurrentBlock(DenseBlock):
         weights: Sequence[UseWeights],
         batch: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        """G, and for an LGGM also G₁, with the normaliser of G."""
-        del batch
+        """G; for an LGGM also G₁, with the normaliser of G; s where it is asked for."""
         pairs = list(zip(uses, gradients, strict=True))
         places = tf.add_n([weight.places for weight in weights])
         moments = [self._output_moments(use, gradient) for use, gradient in pairs]
-        return {
+        of_steps = {
             key: tf.math.divide_no_nan(tf.add_n([moment[key] for moment in moments]), places)
             for key in moments[0]
         }
+        return of_steps | self.statistics_of_examples(uses, gradients, weights, batch)
 
     def to_dense(self) -> tf.Tensor:
         """``Σ_{|d|<T} E[(T − |d|)⁺]·A_d ⊗ G_d``, the sum that the form stands for."""

@@ -1,0 +1,86 @@
+"""Decayed averages of curvature statistics.
+
+Whoever holds variables, here or in `tfkfac.factors`, is made in two steps, as Keras optimizers
+are: constructed from shapes, then `build` with the optimizer's ``add_variable``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac import linalg
+
+AddVariable = Callable[..., Any]
+"""``keras.optimizers.Optimizer.add_variable``."""
+
+Averages = Mapping[str, tf.Tensor]
+"""Name → decayed average of a statistic."""
+
+
+class DecayedAverages:
+    """Decayed averages of several statistics that are always updated together.
+
+    ``V ← d·V + weight·C`` and ``w ← d·w + weight``, served as ``V / w`` (mathematics.md §2): there
+    is no start-up bias, and a partial batch enters with its share of a whole one.
+
+    Args:
+        name: Prefix of the variables' names.
+        shapes: Name of a statistic → shape.
+        dtype: Floating dtype of the statistics.
+    """
+
+    def __init__(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+        self.name = name
+        self.shapes = dict(shapes)
+        self.dtype = dtype
+        self._sums: dict[str, Any] = {}
+        self._weight: Any = None
+
+    @property
+    def built(self) -> bool:
+        """Whether the variables exist."""
+        return self._weight is not None
+
+    @property
+    def variables(self) -> list[Any]:
+        """The sums and their weight; empty before `build`."""
+        return [*self._sums.values(), self._weight] if self.built else []
+
+    def build(self, add_variable: AddVariable) -> None:
+        """Makes the variables."""
+        self._sums = {
+            key: add_variable(shape=shape, dtype=self.dtype, name=f"{self.name}_{key}")
+            for key, shape in self.shapes.items()
+        }
+        self._weight = add_variable(shape=(), dtype=self.dtype, name=f"{self.name}_weight")
+
+    def update(
+        self, contributions: Mapping[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
+    ) -> tf.Tensor:
+        """Enters one batch; a batch with a non-finite statistic is left out.
+
+        Args:
+            contributions: A tensor for each statistic.
+            decay: Scalar in [0, 1).
+            weight: Scalar, the share of a whole batch (1 for a whole one).
+
+        Returns:
+            Whether the batch was entered, a boolean scalar.
+        """
+        finite = linalg.finite_diagonals(*contributions.values())
+        one, zero = tf.ones([], self.dtype), tf.zeros([], self.dtype)
+        kept = tf.where(finite, tf.cast(decay, self.dtype), one)
+        share = tf.where(finite, tf.cast(weight, self.dtype), zero)
+        for key, total in self._sums.items():
+            contribution = tf.cast(contributions[key], self.dtype)
+            total.assign(kept * total + tf.math.multiply_no_nan(contribution, share))
+        self._weight.assign(kept * self._weight + share)
+        return finite
+
+    def read(self) -> dict[str, tf.Tensor]:
+        """The averages; zeros before the first update."""
+        scale = tf.math.divide_no_nan(tf.ones([], self.dtype), tf.convert_to_tensor(self._weight))
+        return {key: tf.convert_to_tensor(total) * scale for key, total in self._sums.items()}
