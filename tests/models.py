@@ -41,7 +41,14 @@ def crossentropy(**arguments: Any) -> keras.losses.Loss:
 
 def kfac(**arguments: Any) -> tfkfac.KFAC:
     """An optimizer whose steps are damped so well that rounding errors do not grow."""
-    defaults = {"learning_rate": 0.05, "damping": 0.1, "kl_clip": None, "seed": 1}
+    defaults = {
+        "learning_rate": 0.05,
+        "damping": 0.1,
+        "kl_clip": None,
+        "factor_update_every": 1,
+        "inverse_update_every": 10,
+        "seed": 1,
+    }
     return tfkfac.KFAC(**{**defaults, **arguments})
 
 

@@ -45,7 +45,7 @@ CASES = {
     "LSTM": (_recurrent, _tokens, {}),
     "lags": (_recurrent, _tokens, {"recurrent": "lggm_limit"}),
     "eigen": (models.sequential, models.vectors, {"method": "eigen"}),
-    "ekfac": (_convolutional, models.images, {"method": "ekfac", "inverse_update_every": 4}),
+    "ekfac": (models.sequential, models.vectors, {"method": "ekfac", "inverse_update_every": 4}),
     "clipped": (models.sequential, models.vectors, {"kl_clip": 1e-4, "clipnorm": 0.3}),
     "decayed": (models.sequential, models.vectors, {"weight_decay": 0.1, "momentum": 0.9}),
     "averaged": (

@@ -72,6 +72,7 @@ def measured_twice(
     model: keras.Model, x: Any, y: Any, weights: Any, **options: Any
 ) -> list[KroneckerBlock]:
     """The blocks of "seen" after a step with a refresh and one without; neither moves anything."""
+    options = {"damping": 1e-3, "factor_update_every": 1, **options}
     optimizer = tfkfac.KFAC(0.0, factor_decay=0.0, method="ekfac", seed=0, **options)
     model.compile(optimizer, keras.losses.MeanSquaredError(), run_eagerly=True)
     model.train_on_batch(x, y, sample_weight=weights)
