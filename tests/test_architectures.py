@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.architectures import applications, others
 from benchmarks.coverage import train
-from benchmarks.zoo import applications, others
 from tfkfac.layer_collection import MAX_FACTOR_SIZE
 
 ENTRIES = {entry.name: entry for entry in (*others(), *applications())}
