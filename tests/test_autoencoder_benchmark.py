@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import autoencoder
@@ -64,6 +65,26 @@ def test_when_all_diverge_there_is_nothing_to_reach() -> None:
 
     with pytest.raises(ValueError, match="All first-order runs diverged; use longer ones"):
         autoencoder.all_runs(["Adam"], LENGTHS, diverged)
+
+
+@pytest.mark.parametrize("named", ["mnist.npz", ""])
+def test_command_line_takes_the_file_or_its_folder(
+    named: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains nothing here, and writes everything."""
+    settings: list[Setting] = []
+    monkeypatch.setattr("benchmarks.zoo.runner.train", lambda *given: made(settings)(given[-1]))
+    images = np.zeros((3, 28, 28), "uint8")
+    np.savez(tmp_path / "mnist.npz", x_train=images, y_train=np.zeros(3, "uint8"))
+    output = tmp_path / "autoencoder"
+    for count in (7 + 2 + 1, 0):
+        settings.clear()
+        autoencoder.main(
+            ["--data", str(tmp_path / named), "--output", str(output), "--optimizers", "Adam"]
+        )
+        assert len(settings) == count
+    assert "at which the best first-order run ends (Adam)" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").stat().st_size > 1000
 
 
 def test_missing_file_is_named(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,9 +146,10 @@ def test_page_keeps_its_own_words(tmp_path: pathlib.Path) -> None:
     text = page.read_text()
     assert text.startswith("Before.\n") and text.endswith("After.\n")
     assert "second" in text and "first" not in text
-    page.write_text("No marks.")
-    with pytest.raises(ValueError, match=r"page\.md has no place for the tables; put the lines"):
-        report.write_page(page, "third")
+    for marks in ("", report.BEGIN, report.END, report.END + report.BEGIN):
+        page.write_text(marks)
+        with pytest.raises(ValueError, match=r"page\.md has no place for the tables; put"):
+            report.write_page(page, "third")
 
 
 def test_lowest_of_a_run_without_any_update_is_infinite() -> None:
