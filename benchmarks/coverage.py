@@ -1,4 +1,4 @@
-"""Which share of the parameters of every architecture of the zoo is under which kind of block.
+"""Which share of the parameters of every architecture is under which kind of block.
 
 Scans every model, trains it for three steps on one batch, and writes docs/coverage.md. A table that
 is there already is continued: what has a row in it is not run again.
@@ -21,7 +21,7 @@ import numpy as np
 import rich.progress
 
 import tfkfac
-from benchmarks.zoo import Entry, applications, others
+from benchmarks.architectures import Entry, applications, others
 from tfkfac.blocks import DiagonalBlock, KroneckerBlock, ScaleShiftBlock
 
 STEPS = 3

@@ -162,7 +162,7 @@ def multi_task() -> keras.Model:
     return keras.Model(images, heads)
 
 
-@keras.saving.register_keras_serializable(package="zoo")
+@keras.saving.register_keras_serializable(package="architectures")
 class ClassToken(layers.Layer):
     """Puts a learnt token before the others."""
 
@@ -176,7 +176,7 @@ class ClassToken(layers.Layer):
         return keras.ops.concatenate([token, inputs], axis=1)
 
 
-@keras.saving.register_keras_serializable(package="zoo")
+@keras.saving.register_keras_serializable(package="architectures")
 class LearntPositions(layers.Layer):
     """Adds a learnt vector to each position."""
 

@@ -1,0 +1,65 @@
+"""KFAC without arguments against tuned SGD, Adam, AdamW and Muon, on ten problems with real data.
+
+A first-order optimizer has the best of seven learning rates: all are tried for a quarter of the
+time, the best three for the whole. KFAC runs as it is. The results are from three seeds. Seconds
+are those in training steps; the first step, which traces, counts as long as the second. Nothing
+else should be running. Runs are kept in OUTPUT.json as they end: started again, the program goes on
+where it was. The tables go into OUTPUT.md, between two marks, the curves into OUTPUT.png.
+
+    python -m benchmarks.zoo --data FOLDER --output docs/results/defaults
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from benchmarks.zoo import report
+from benchmarks.zoo.comparison import compare
+from benchmarks.zoo.optimizers import NAMES
+from benchmarks.zoo.plot import plot
+from benchmarks.zoo.problems import PROBLEMS
+from benchmarks.zoo.results import Results
+from benchmarks.zoo.runner import budget_of, missing, run_all
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs.
+
+    Args:
+        arguments: Of the command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.zoo", description=(__doc__ or "").split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, help="folder with mnist.npz, cifar10.npz and ptb/")
+    add("--output", type=pathlib.Path, default=pathlib.Path("zoo"), help="without a suffix")
+    add("--optimizers", nargs="+", default=list(NAMES), choices=NAMES, metavar="NAME")
+    add("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="NAME")
+    add("--seconds", type=float, default=30.0, help="of one training, at most (default: 30)")
+    chosen = parser.parse_args(arguments)
+    problems = [PROBLEMS[name] for name in chosen.problems]
+    try:
+        budgets = {problem.name: budget_of(problem, chosen.seconds) for problem in problems}
+        results = Results(chosen.output.with_suffix(".json"))
+        work = missing(problems, chosen.optimizers, budgets, results, chosen.data)
+    except ValueError as error:
+        parser.error(str(error))
+    if work:
+        run_all(work, budgets, results, chosen.data)
+    every = [
+        compare(results.runs, problem.name, budget_of(problem, chosen.seconds))
+        for problem in PROBLEMS.values()
+    ]
+    compared = [each for each in every if each.standings]
+    tables = report.tables(compared)
+    print(tables)
+    report.write_page(chosen.output.with_suffix(".md"), tables)
+    plot(compared, chosen.output.with_suffix(".png"))
+    print(f"\nWritten: {chosen.output}.json, {chosen.output}.md, {chosen.output}.png")
+
+
+if __name__ == "__main__":
+    main()
