@@ -44,6 +44,8 @@ EVERY_ARGUMENT = {
     "method": "eigen",
     "skip": ["hidden"],
     "max_exact_outputs": 5,
+    "burn_in": 2,
+    "gradient_accumulation_steps": 3,
     "seed": 7,
     "name": "mine",
     "weight_decay": 0.1,
@@ -70,7 +72,11 @@ def _by_optimizers(optimizer: tfkfac.KFAC) -> tfkfac.KFAC:
 
 
 @pytest.mark.parametrize("copied", [_by_config, _by_saving, _by_optimizers])
-@pytest.mark.parametrize("arguments", [{}, EVERY_ARGUMENT, SCHEDULES, {"kl_clip": None}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, EVERY_ARGUMENT, SCHEDULES, {"kl_clip": None}],
+    ids=["defaults", "numbers", "schedules", "no clip"],
+)
 def test_configuration_tells_all(
     arguments: dict[str, Any], copied: Callable[[tfkfac.KFAC], tfkfac.KFAC]
 ) -> None:
