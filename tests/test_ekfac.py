@@ -126,15 +126,16 @@ def test_sampled_targets_measure_the_same_on_average() -> None:
 
 
 def dense() -> DenseBlock:
-    layer = layers.Dense(3, dtype="float64")
+    """A block whose s is square, as a factor is."""
+    layer = layers.Dense(4, dtype="float64")
     layer.build((None, 3))
     return DenseBlock(layer, layer.kernel, layer.bias, method="ekfac")
 
 
 def statistics(seed: int, **given: Any) -> dict[str, tf.Tensor]:
     rng = np.random.default_rng(seed)
-    made = {"A": positive(rng, 4), "G": positive(rng, 3), "uses": np.float64(2.0)}
-    made |= {"s": rng.uniform(size=(4, 3))} | given
+    made = {"A": positive(rng, 4), "G": positive(rng, 4), "uses": np.float64(2.0)}
+    made |= {"s": rng.uniform(size=(4, 4))} | given
     return {key: tf.constant(value) for key, value in made.items()}
 
 
@@ -170,7 +171,7 @@ def test_s_starts_from_the_factors_at_every_refresh_and_averages_in_between() ->
 def test_nothing_is_measured_before_there_are_bases() -> None:
     block = filled()
     enter(block, statistics(1))
-    assert np.array_equal(scales_of(block), np.ones((4, 3)))
+    assert np.array_equal(scales_of(block), np.ones((4, 4)))
     gradients = [tf.random.normal(v.shape, dtype="float64") for v in block.variables]
     block._damping = lambda: tf.constant(1e-12, tf.float64)
     for direction, gradient in zip(block.precondition(gradients), gradients, strict=True):
@@ -189,7 +190,7 @@ def test_precondition_is_the_inverse_of_the_damped_block(damping: float | None) 
     assert relative_error(block.to_dense(), matrix) < 1e-12
     gradients = [tf.random.normal(v.shape, dtype="float64") for v in block.variables]
     found = block.to_matrix(block.precondition(gradients, damping=damping)).numpy()
-    damped = matrix + (1.0 if damping is None else damping) * np.eye(12)
+    damped = matrix + (1.0 if damping is None else damping) * np.eye(16)
     expected = np.linalg.solve(damped, block.to_matrix(gradients).numpy().reshape(-1))
     assert relative_error(found.reshape(-1), expected) < 1e-10
 
@@ -202,12 +203,9 @@ def test_a_batch_that_is_not_finite_is_left_out(bad: float, key: str) -> None:
     enter(block, statistics(1))
     before = [variable.numpy() for variable in block.inverse.variables]
     batch = statistics(2)
-    entry = tf.one_hot(1, tf.size(batch[key]), dtype="float64", on_value=bad)
-    if key == "A":  # its diagonal: only that is looked at
-        entry = tf.one_hot(5, 16, dtype="float64", on_value=bad)
-    if key == "G":
-        entry = tf.one_hot(4, 9, dtype="float64", on_value=bad)
-    enter(block, batch | {key: batch[key] + tf.reshape(entry, batch[key].shape)})
+    where = 1 if key == "s" else 5  # of matrices that are positive definite the diagonal says all
+    entry = tf.reshape(tf.one_hot(where, 16, on_value=bad, off_value=0.0, dtype="float64"), (4, 4))
+    enter(block, batch | {key: batch[key] + entry})
     for variable, expected in zip(block.inverse.variables, before, strict=True):
         np.testing.assert_array_equal(variable, expected)
 

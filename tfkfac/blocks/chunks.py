@@ -93,7 +93,26 @@ class Chunks:
 
     def sum(self, of_chunk: Callable[[Any], tuple[tf.Tensor, ...]]) -> Any:
         """The sum of ``of_chunk(index)``, a tuple of tensors, over all chunks."""
-        return sum_over(self.count, of_chunk)
+        if isinstance(self.count, int) and self.count == 1:
+            return of_chunk(0)
+        first = of_chunk(tf.constant(0))
+
+        def add(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return (
+                index + 1,
+                *(
+                    tf.ensure_shape(total + piece, total.shape)
+                    for total, piece in zip(sums, of_chunk(index), strict=True)
+                ),
+            )
+
+        _, *sums = tf.while_loop(
+            lambda index, *_: index < self.count,
+            add,
+            [tf.constant(1), *first],
+            parallel_iterations=1,
+        )
+        return sums
 
     @property
     def _missing_rows(self) -> Any:
@@ -110,37 +129,8 @@ class Chunks:
         return tf.slice(tensor, begin, [self.examples, height, *[-1] * others])
 
 
-def sum_over(count: Any, of_chunk: Callable[[Any], tuple[tf.Tensor, ...]]) -> Any:
-    """The sum of ``of_chunk(index)``, a tuple of tensors, in a loop that keeps one term at a time.
-
-    Args:
-        count: The number of chunks, an int or a tensor.
-        of_chunk: Called with the number of a chunk.
-    """
-    if isinstance(count, int) and count == 1:
-        return of_chunk(0)
-    first = of_chunk(tf.constant(0))
-
-    def add(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return (
-            index + 1,
-            *(
-                tf.ensure_shape(total + piece, total.shape)
-                for total, piece in zip(sums, of_chunk(index), strict=True)
-            ),
-        )
-
-    _, *sums = tf.while_loop(
-        lambda index, *_: index < count,
-        add,
-        [tf.constant(1), *first],
-        parallel_iterations=1,
-    )
-    return sums
-
-
 def parts(whole: Any, part: Any) -> Any:
-    """How many parts cover a whole, rounded up; ints or tensors."""
+    """How many parts cover a whole, rounded up."""
     return -(-whole // part)
 
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfkfac import indexed_slices
 from tfkfac.blocks.block import UseWeights
-from tfkfac.blocks.chunks import greater, parts, sum_over
+from tfkfac.blocks.chunks import greater, parts
 
 CHUNK_BYTES = 32 * 2**20
 """What the gradients and rows of a chunk of examples may take (one example at the least)."""
@@ -161,7 +161,7 @@ def _by_example(
         uses = [dataclasses.replace(use, gradients=g) for use, g in zip(uses, rotated, strict=True)]
     uses = [chunks.pad(use) for use in uses]
 
-    def of_chunk(index: Any) -> tuple[tf.Tensor]:
+    def of_chunk(index: Any) -> tf.Tensor:
         products = []
         for use in uses:
             rows = use.to_rows(chunks.cut(use.inputs, 0, index))
@@ -171,9 +171,16 @@ def _by_example(
         total = tf.add_n(products)
         if not rotates_rows:
             total = _rotated(total, bases)
-        return (tf.ensure_shape(tf.reduce_sum(tf.square(total), axis=-3), shape),)
+        return tf.ensure_shape(tf.reduce_sum(tf.square(total), axis=-3), shape)
 
-    (sums,) = sum_over(chunks.count, of_chunk)
+    if isinstance(chunks.count, int) and chunks.count == 1:
+        return of_chunk(0)
+    _, sums = tf.while_loop(
+        lambda index, _: index < chunks.count,
+        lambda index, sums: (index + 1, sums + of_chunk(index)),
+        (tf.constant(0), tf.zeros(shape, uses[0].gradients.dtype)),
+        parallel_iterations=1,
+    )
     return sums
 
 
