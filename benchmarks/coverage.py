@@ -98,7 +98,9 @@ def train(entry: Entry, **options: Any) -> Result:
     keras.utils.set_random_seed(0)
     scanned = scan(entry)
     model = entry.make()
-    optimizer = tfkfac.KFAC(LEARNING_RATE, kl_clip=entry.kl_clip, seed=0, **options)
+    optimizer = tfkfac.KFAC(
+        LEARNING_RATE, damping=1e-3, kl_clip=entry.kl_clip, factor_update_every=1, seed=0, **options
+    )
     model.compile(optimizer, **({} if entry.loss is None else {"loss": entry.loss}))
     if entry.loss is None:
         optimizer.attach(model)

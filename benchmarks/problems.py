@@ -82,6 +82,16 @@ def _words(count: int) -> tuple[np.ndarray, np.ndarray]:
     return words[:, :-1], words[:, 1:]
 
 
+def _fixed(factors: int, inverses: int) -> dict[str, Any]:
+    return {"factor_update_every": factors, "inverse_update_every": inverses}
+
+
+def _automatic(factors: int, inverses: int) -> dict[str, Any]:
+    """Learning rate, momentum and damping: "auto-everything" is all three."""
+    names = ("learning_rate", "momentum", "damping", "kl_clip")
+    return {**_fixed(factors, inverses), **dict.fromkeys(names, "auto")}
+
+
 def _recurrent(form: str, factors: int) -> dict[str, Any]:
     return {"recurrent": form, "factor_update_every": factors, "inverse_update_every": 20}
 
@@ -95,6 +105,13 @@ PROBLEMS = {
             _autoencoder,
             _images_in_unit_interval,
             lambda: keras.losses.BinaryCrossentropy(from_logits=True),
+            {
+                "KFAC 1/10": _fixed(1, 10),
+                "KFAC 10/20": _fixed(10, 20),
+                "KFAC 1/5": _fixed(1, 5),
+                "auto 1/5": _automatic(1, 5),
+                "auto 10/20": _automatic(10, 20),
+            },
         ),
         Problem(
             "convnet",

@@ -33,6 +33,7 @@ import tfkfac
 from benchmarks import machine
 from benchmarks.problems import PROBLEMS, Problem
 from tfkfac.capture import Recorder
+from tfkfac.cost import WorkSchedule
 from tfkfac.registry import supported
 
 matplotlib.use("Agg")
@@ -79,15 +80,22 @@ def make_optimizer(problem: Problem, name: str, method: str) -> keras.optimizers
     setting = problem.settings.get(name)
     if setting is None:
         return keras.optimizers.SGD(0.01, momentum=0.9)
-    return tfkfac.KFAC(kl_clip=1e-3, method=method, **setting)
+    fixed = {"learning_rate": 0.3, "damping": 1e-3, "kl_clip": 1e-3, "method": method}
+    return tfkfac.KFAC(**{**fixed, **setting})
 
 
-def schedule_of(problem: Problem, name: str) -> tuple[int, int] | None:
-    """Steps between factor updates and between inverses; None if there are none."""
+def schedule_of(problem: Problem, name: str) -> WorkSchedule | None:
+    """How often KFAC does what; None if it does nothing."""
     setting = problem.settings.get(name)
     if setting is None:
         return None
-    return setting["factor_update_every"], setting["inverse_update_every"]
+    automatic = "learning_rate" in setting
+    return WorkSchedule(
+        setting["factor_update_every"],
+        setting["inverse_update_every"],
+        tangents=2 if automatic else 0,
+        look_every=5 if automatic else None,
+    )
 
 
 def compiled_step(problem: Problem, name: str, method: str) -> tuple[Callable[[], Any], Any]:
@@ -110,7 +118,7 @@ def count_operations(problem: Problem, method: str) -> dict[str, Any]:
         step = collection.cost(batch_size=problem.batch_size)
         parts[form] = {key: value / 1e9 for key, value in dataclasses.asdict(step).items()}
         schedule = schedule_of(problem, name)
-        totals[name] = (step.sgd if schedule is None else step.kfac(*schedule)) / 1e9
+        totals[name] = (step.sgd if schedule is None else step.kfac(schedule)) / 1e9
     return {"parts": parts, "totals": totals}
 
 
@@ -118,7 +126,7 @@ def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str,
     """Alternates blocks of steps of all optimizers."""
     totals = count_operations(problem, method)["totals"]
     measured = {
-        name: Measurement(operations=1e9 * total, period=max(schedule_of(problem, name) or (1,)))
+        name: Measurement(operations=1e9 * total, period=_period(schedule_of(problem, name)))
         for name, total in totals.items()
     }
     run = {name: compiled_step(problem, name, method)[0] for name in measured}
@@ -135,6 +143,13 @@ def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str,
         found = in_process_of_its_own(problem, name, method)
         value.first_step, value.tensor_megabytes, value.process_megabytes = found
     return measured
+
+
+def _period(schedule: WorkSchedule | None) -> int:
+    """Steps after which work repeats itself."""
+    if schedule is None:
+        return 1
+    return max(schedule.factor_update_every, schedule.inverse_update_every)
 
 
 def in_process_of_its_own(problem: Problem, name: str, method: str) -> list[float]:
@@ -195,6 +210,15 @@ def report(problem: Problem, measured: dict[str, Measurement], rate: float, meth
             f"{value.process_megabytes:.0f}",
         )
     console.print(table)
+    for name, value in measured.items():
+        fixed = measured.get(name.replace("auto", "KFAC"))
+        if name.startswith("auto") and fixed is not None:
+            ratios = [a / b for a, b in zip(value.ratios, fixed.ratios, strict=True)]
+            console.print(
+                f"{name} over the same with fixed numbers: {np.median(ratios):.2f} "
+                f"({min(ratios):.2f}…{max(ratios):.2f}); counted "
+                f"{value.operations / fixed.operations:.2f}"
+            )
     factors = tfkfac.LayerCollection.scan(problem.network(), method=method).factor_bytes()
     extra = max(v.tensor_megabytes for v in measured.values()) - sgd.tensor_megabytes
     console.print(

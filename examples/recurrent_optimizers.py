@@ -24,6 +24,7 @@ def recurrent_optimizers(
     def kfac(recurrent: str) -> Callable[[float, int], keras.optimizers.Optimizer]:
         return lambda rate, seed: tfkfac.KFAC(
             rate,
+            damping=1e-3,
             recurrent=recurrent,
             factor_update_every=5,
             inverse_update_every=20,

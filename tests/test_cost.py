@@ -16,7 +16,7 @@ from reference import add_variable
 from tfkfac.blocks import ConvBlock, DenseBlock, KroneckerBlock
 from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.window import Window
-from tfkfac.cost import StepCost, block_cost, total, uses_of_output
+from tfkfac.cost import StepCost, WorkSchedule, block_cost, total, uses_of_output
 from tfkfac.layer_collection import LayerCollection
 
 BATCH = 8
@@ -182,8 +182,12 @@ def test_inverses_cost_cubes(method: str, cubes: int) -> None:
 
 def test_a_mean_step_shares_out_statistics_and_inverses() -> None:
     assert COST.sgd == 3
-    assert COST.kfac(1, 1) == 1 + 2 + 3 + 4 + 5 + 6
-    assert COST.kfac(10, 20) == pytest.approx(1 + 2 + (3 + 4) / 10 + 5 + 6 / 20)
+    fixed = WorkSchedule(1, 1, tangents=0, look_every=None)
+    assert COST.kfac(fixed) == 1 + 2 + 3 + 4 + 5 + 6
+    seldom = WorkSchedule(10, 20, tangents=0, look_every=None)
+    assert COST.kfac(seldom) == pytest.approx(1 + 2 + (3 + 4) / 10 + 5 + 6 / 20)
+    automatic = WorkSchedule(10, 20, tangents=2, look_every=5)
+    assert COST.kfac(automatic) == pytest.approx(COST.kfac(seldom) + 2 * 2 + 1 / 5)
 
 
 def test_costs_add_up() -> None:

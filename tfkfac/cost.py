@@ -16,6 +16,24 @@ from tfkfac.factor_forms import DENSE
 
 
 @dataclasses.dataclass(frozen=True)
+class WorkSchedule:
+    """How often KFAC does what beside a first-order step; by default as `KFAC()` does.
+
+    Attributes:
+        factor_update_every: Steps between updates of the factors.
+        inverse_update_every: Steps in which every inverse is made once.
+        tangents: Jacobian-vector products in each step: 2 where learning rate or momentum is
+            "auto".
+        look_every: Steps between evaluations of the loss after a step, where the damping is "auto".
+    """
+
+    factor_update_every: int = 10
+    inverse_update_every: int = 20
+    tangents: int = 2
+    look_every: int | None = 5
+
+
+@dataclasses.dataclass(frozen=True)
 class StepCost:
     """Operations of one step, by what they are for.
 
@@ -52,10 +70,17 @@ class StepCost:
         """A step of a first-order optimizer."""
         return self.forward + self.backward
 
-    def kfac(self, factor_update_every: int, inverse_update_every: int) -> float:
-        """A mean step of KFAC."""
-        statistics = (self.extra_backward + self.factors) / factor_update_every
-        return self.sgd + statistics + self.precondition + self.inverses / inverse_update_every
+    def kfac(self, schedule: WorkSchedule) -> float:
+        """A mean step of KFAC.
+
+        A Jacobian-vector product has the products of a backward pass: one of inputs with the
+        direction, one of the tangent of the inputs with the weights, which the first layer has not.
+        """
+        statistics = (self.extra_backward + self.factors) / schedule.factor_update_every
+        inverses = self.inverses / schedule.inverse_update_every
+        looks = self.forward / schedule.look_every if schedule.look_every else 0.0
+        tangents = schedule.tangents * self.backward
+        return self.sgd + statistics + self.precondition + inverses + tangents + looks
 
 
 def block_cost(

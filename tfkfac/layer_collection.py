@@ -17,7 +17,7 @@ from tfkfac.blocks import (
     KroneckerBlock,
     PlainGradient,
 )
-from tfkfac.cost import StepCost, block_costs, total
+from tfkfac.cost import StepCost, WorkSchedule, block_costs, total
 from tfkfac.factors import METHODS
 from tfkfac.fallbacks import SKIPPED, fallback_blocks, within_loops, without_conflicts
 from tfkfac.hyperparameters import Range, require_choice, require_patterns
@@ -225,8 +225,9 @@ class LayerCollection:
         self,
         *,
         batch_size: int = 128,
-        factor_update_every: int = 1,
-        inverse_update_every: int = 10,
+        factor_update_every: int = 10,
+        inverse_update_every: int = 20,
+        automatic: bool = True,
         print_fn: Callable[[str], Any] | None = None,
     ) -> None:
         """Prints a table of the blocks, in the manner of ``model.summary()``.
@@ -235,6 +236,7 @@ class LayerCollection:
             batch_size: For the predicted cost of a step.
             factor_update_every: Likewise.
             inverse_update_every: Likewise.
+            automatic: Whether learning rate and damping are "auto", likewise.
             print_fn: Receives the text; prints to the terminal by default.
         """
         print_summary(
@@ -242,8 +244,12 @@ class LayerCollection:
             self.blocks,
             coverage=self.coverage(),
             batch_size=batch_size,
-            factor_update_every=factor_update_every,
-            inverse_update_every=inverse_update_every,
+            schedule=WorkSchedule(
+                factor_update_every,
+                inverse_update_every,
+                tangents=2 if automatic else 0,
+                look_every=5 if automatic else None,
+            ),
             print_fn=print_fn,
         )
 

@@ -21,7 +21,7 @@ from tfkfac.units import per_example
 
 
 class StepControl(KeptState):
-    """The part of KFAC that chooses α, μ, ν and λ (mathematics.md §5 to §7)."""
+    """The part of KFAC that chooses α, μ, ν and λ (mathematics.md §3, §5, §6)."""
 
     momentum = Hyperparameter(Range(0.0, 1.0, open_above=True, automatic=True))
     damping = Hyperparameter(Range(0.0, open_below=True, automatic=True), start=1.0)

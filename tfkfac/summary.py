@@ -18,8 +18,7 @@ def print_summary(
     *,
     coverage: float,
     batch_size: int,
-    factor_update_every: int,
-    inverse_update_every: int,
+    schedule: cost.WorkSchedule,
     print_fn: Callable[[str], Any] | None = None,
 ) -> None:
     """Prints a table of blocks, totals, and what falls back.
@@ -29,12 +28,10 @@ def print_summary(
         blocks: The blocks.
         coverage: Share of the parameters under a Kronecker block.
         batch_size: For the predicted cost.
-        factor_update_every: Likewise.
-        inverse_update_every: Likewise.
+        schedule: Likewise.
         print_fn: Receives the text; prints to the terminal by default.
     """
     costs = cost.block_costs(blocks, batch_size)
-    schedule = (factor_update_every, inverse_update_every)
     table = rich.table.Table(title=f'KFAC blocks of model "{model_name}"', show_lines=False)
     for heading in ("Layer (type)", "Block", "Factors"):
         table.add_column(heading, overflow="fold")
@@ -66,7 +63,7 @@ def _parts(blocks: Sequence[Block]) -> dict[int, str]:
 
 
 def _row(
-    part: str, block: Block, block_cost: cost.StepCost | None, schedule: tuple[int, int]
+    part: str, block: Block, block_cost: cost.StepCost | None, schedule: cost.WorkSchedule
 ) -> tuple[str, ...]:
     shapes = ", ".join(
         f"{key} {'×'.join(map(str, shape))}{' (diagonal)' if len(shape) == 1 else ''}"
@@ -88,7 +85,7 @@ def _totals(
     costs: dict[int, cost.StepCost],
     coverage: float,
     batch_size: int,
-    schedule: tuple[int, int],
+    schedule: cost.WorkSchedule,
 ) -> list[str]:
     parameters = sum(block.parameters for block in blocks)
     memory = sum(_memory(block) for block in blocks)
@@ -100,7 +97,8 @@ def _totals(
         f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
         f" Memory of averages and inverses: {_bytes(memory)}",
         f" Predicted step: {ratio} of an SGD step (operations; batch {batch_size}, factors every "
-        f"{schedule[0]}, inverses every {schedule[1]}){without}",
+        f"{schedule.factor_update_every}, inverses every {schedule.inverse_update_every}, learning "
+        f"rate {'automatic' if schedule.tangents else 'fixed'}){without}",
     ]
     cut = [
         f"{b.name}{parts[id(b)]} ({', '.join(b.cut_to_diagonal)})"
@@ -122,10 +120,10 @@ def _memory(block: Block) -> int:
     return block.state_size * block.bytes_each
 
 
-def _ratio(block_cost: cost.StepCost | None, schedule: tuple[int, int]) -> str:
+def _ratio(block_cost: cost.StepCost | None, schedule: cost.WorkSchedule) -> str:
     if block_cost is None or not block_cost.sgd:
         return "–"
-    return f"{block_cost.kfac(*schedule) / block_cost.sgd:.2f}×"
+    return f"{block_cost.kfac(schedule) / block_cost.sgd:.2f}×"
 
 
 def _bytes(count: float) -> str:
