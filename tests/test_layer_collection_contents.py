@@ -87,15 +87,17 @@ def test_summary_has_totals_and_fallbacks() -> None:
 def test_summary_predicts_what_a_step_costs() -> None:
     """From the counts of operations, which have tests of their own."""
     collection = scan(_mixed())
-    for schedule in ((1, 1), (10, 20)):
+    fixed = WorkSchedule(1, 1, tangents=0, look_every=None)
+    for schedule in (fixed, WorkSchedule()):
         text = _summary(
             collection,
             batch_size=64,
-            factor_update_every=schedule[0],
-            inverse_update_every=schedule[1],
+            factor_update_every=schedule.factor_update_every,
+            inverse_update_every=schedule.inverse_update_every,
+            automatic=schedule.tangents > 0,
         )
         cost = collection.cost(batch_size=64)
-        assert f"Predicted step: {cost.kfac(*schedule) / cost.sgd:.2f}× of an SGD step" in text
+        assert f"Predicted step: {cost.kfac(schedule) / cost.sgd:.2f}× of an SGD step" in text
         assert _row(text, "conv")[-1].endswith("×")
 
 
