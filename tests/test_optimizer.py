@@ -71,7 +71,7 @@ def test_count_of_steps_cannot_be_scheduled(name: str) -> None:
     ("name", "value", "allowed"),
     [
         ("fisher", "full", "'mc', 'exact', 'empirical'"),
-        ("method", "lu", "'cholesky', 'eigen'"),
+        ("method", "lu", "'cholesky', 'eigen', 'ekfac'"),
     ],
 )
 def test_unknown_choice_is_refused(name: str, value: str, allowed: str) -> None:
