@@ -74,9 +74,9 @@ def main() -> None:
     print(f"\nThe curves are in {arguments.output}")
 
 
-# Each optimizer with its learning rate; KFAC is as it is without arguments. The others' are the best
-# that were tried on MNIST: SGD 1, 3 and 10 over 30 epochs (10 diverges), Adam 0.0003, 0.001 and 0.002
-# over 8.
+# Each optimizer with its learning rate; KFAC is as it is without arguments. The others' are the
+# best that were tried on MNIST: SGD 1, 3 and 10 over 30 epochs (10 diverges), Adam 0.0003, 0.001
+# and 0.002 over 8.
 LEARNING_RATES = {"KFAC": "auto", "SGD": 1.0, "Adam": 1e-3}
 OPTIMIZERS: dict[str, Callable[[Any, int], keras.optimizers.Optimizer]] = {
     "KFAC": lambda rate, seed: tfkfac.KFAC(rate, seed=seed),

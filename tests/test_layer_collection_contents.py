@@ -15,6 +15,7 @@ from keras import layers
 import tfkfac
 from tfkfac import registry as registry_module
 from tfkfac.blocks import CurvatureBlock, DenseBlock, DiagonalBlock
+from tfkfac.cost import WorkSchedule
 
 scan = tfkfac.LayerCollection.scan
 
