@@ -22,8 +22,8 @@ import tensorflow as tf
 from tfkfac import keras_internals
 from tfkfac.fisher import Estimator
 from tfkfac.gauss_newton import OutputCurvature
-from tfkfac.losses import LossCall, observe
 from tfkfac.noise import PhiloxNoise
+from tfkfac.observation import LossCall, observe
 from tfkfac.tangents import push_forward
 
 Link = Callable[[tf.Tensor], tf.Tensor]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tests import ggn
 from tests.ggn import BATCH, Problem
 from tfkfac.fisher import Exact
-from tfkfac.losses import LossCall, observe
+from tfkfac.observation import LossCall, observe
 
 pytestmark = pytest.mark.usefixtures("float64")
 

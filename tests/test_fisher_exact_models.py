@@ -14,7 +14,7 @@ from tests import ggn
 from tests.ggn import BATCH
 from tfkfac import losses
 from tfkfac.fisher import Exact
-from tfkfac.losses import Observation, observe
+from tfkfac.observation import Observation, observe
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,8 +13,9 @@ import tensorflow as tf
 from tests import ggn
 from tests.ggn import BATCH, Problem
 from tfkfac.fisher import Empirical, Estimator, Exact, MonteCarlo
-from tfkfac.losses import LossCall, observe, predictive_of
+from tfkfac.losses import predictive_of
 from tfkfac.noise import PhiloxNoise
+from tfkfac.observation import LossCall, observe
 from tfkfac.predictive import Bernoulli, Categorical, Normal, Predictive
 
 pytestmark = pytest.mark.usefixtures("float64")

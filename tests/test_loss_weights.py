@@ -13,8 +13,8 @@ import tensorflow as tf
 import tfkfac
 from tests import ggn
 from tfkfac.fisher import Exact
-from tfkfac.losses import LossCall, Observation, observe
 from tfkfac.noise import PhiloxNoise
+from tfkfac.observation import LossCall, Observation, observe
 from tfkfac.predictive import Categorical
 
 ROWS = 4

@@ -14,8 +14,9 @@ import tfkfac
 from tfkfac import losses
 from tfkfac.fisher import Exact
 from tfkfac.given_distributions import Registered, Unknown
-from tfkfac.losses import LossCall, observe, predictive_of
+from tfkfac.losses import predictive_of
 from tfkfac.noise import PhiloxNoise
+from tfkfac.observation import LossCall, observe
 from tfkfac.predictive import Bernoulli, Categorical, Normal
 
 ROWS = 8

@@ -17,12 +17,13 @@ from keras import layers
 from reference import relative_error
 
 import tfkfac
-from tfkfac import losses, pooling
+from tfkfac import pooling
 from tfkfac.blocks import CurvatureBlock, DiagonalBlock
 from tfkfac.blocks.block import UseWeights
 from tfkfac.curvature import batch_statistics
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.noise import PhiloxNoise
+from tfkfac.observation import observe
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -81,7 +82,7 @@ class Problem:
         return batch_statistics(
             self.blocks,
             record,
-            [losses.observe(call) for call in record.losses],
+            [observe(call) for call in record.losses],
             ESTIMATORS[self.optimizer.fisher](64),
             PhiloxNoise(5, tf.constant(3), start),
             self.model.trainable_variables,

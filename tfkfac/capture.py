@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import Use
-from tfkfac.losses import LossCall
+from tfkfac.observation import LossCall
 from tfkfac.record import Record, Replay
 from tfkfac.stand_ins import StandIn, noting_preactivations
 from tfkfac.variable_reads import VariableReads, current_graph

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, DiagonalBlock
 from tfkfac.fisher import Estimator
-from tfkfac.losses import Observation
+from tfkfac.observation import Observation
 from tfkfac.predictive import Noise
 from tfkfac.record import Record
 from tfkfac.use_weights import use_weights

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.losses import Observation
+from tfkfac.observation import Observation
 from tfkfac.predictive import Noise
 
 Backward = Callable[[list[tf.Tensor]], Any]

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfkfac import keras_internals
 from tfkfac.gauss_newton import pull_back
-from tfkfac.losses import LossCall, Observation, observe
+from tfkfac.observation import LossCall, Observation, observe
 from tfkfac.tangents import push_forward
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfkfac.given_distributions import Registered, Unknown
-from tfkfac.losses import Observation
+from tfkfac.observation import Observation
 from tfkfac.predictive import Noise
 
 Tangents = Sequence[tf.Tensor]

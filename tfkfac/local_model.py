@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfkfac import indexed_slices
 from tfkfac.gauss_newton import OutputCurvature
-from tfkfac.losses import Observation
+from tfkfac.observation import Observation
 from tfkfac.predictive import Noise
 from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.record import Record

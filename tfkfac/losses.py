@@ -1,88 +1,21 @@
 """From a Keras loss to the predictive distribution that the Fisher is taken of.
 
 A Keras loss is h = Σ_u c_u·(−log p_u) over units u (mathematics.md §1). Here is which
-distribution each of the supported losses stands for, how an output tensor becomes one, and where
-the weights c_u come from.
+distribution each of the supported losses stands for, and how an output tensor becomes one; where
+the weights c_u come from is in `tfkfac.observation`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals, linalg
+from tfkfac import keras_internals
 from tfkfac.given_distributions import Registered, Unknown
 from tfkfac.predictive import Bernoulli, Categorical, Normal, Predictive
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LossCall:
-    """One call of a Keras loss, as it was seen in a training step.
-
-    Attributes:
-        loss: The loss object.
-        labels: y_true.
-        outputs: y_pred, the tensor that the model returned.
-        sample_weight: As Keras passed it on.
-        loss_weight: The factor of this loss in the total loss, or None.
-    """
-
-    loss: keras.losses.Loss
-    labels: Any
-    outputs: tf.Tensor
-    sample_weight: Any = None
-    loss_weight: Any = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Observation:
-    """A predictive distribution with the weights of its units in the total loss.
-
-    Attributes:
-        predictive: The distribution.
-        labels: y_true (only ``fisher="empirical"`` looks).
-        weights: N·c_u, of the shape of Keras' loss values (before its reduction).
-        root_weights: √(N·c_u) of each scalar of the target, broadcastable to it.
-        weighted: Whether masks or sample weights make the weights differ.
-        batch: N, the batch size of the model, an integer scalar.
-        summed: Whether Keras sums over the batch, so that h is the loss divided by N.
-    """
-
-    predictive: Predictive
-    labels: tf.Tensor
-    weights: tf.Tensor
-    root_weights: tf.Tensor
-    weighted: bool
-    batch: tf.Tensor
-    summed: bool
-
-    def inject(self, gradient: tf.Tensor) -> tf.Tensor:
-        """√(N·c_u) times a gradient at the logits, as a gradient at the target."""
-        at_target = self.predictive.to_target(gradient)
-        weighted = at_target * tf.cast(self.root_weights, at_target.dtype)
-        return tf.cast(weighted, self.predictive.target.dtype)
-
-
-def observe(call: LossCall) -> Observation:
-    """Finds the predictive distribution and the weights of one call of a loss."""
-    predictive = predictive_of(call.loss, call.outputs)
-    ones, mask = _ones_and_mask(call)
-    weights = _reduction_weights(call, ones, mask)
-    batch = tf.shape(call.outputs)[0]
-    summed = call.loss.reduction in ("sum", "none", None)
-    if not summed:
-        weights *= tf.cast(batch, weights.dtype)
-    if call.loss_weight is not None:
-        weights *= _loss_weight(call.loss_weight, weights.dtype)
-    weighted = call.sample_weight is not None or mask is not None
-    if weighted or tf.is_tensor(call.loss_weight):
-        weights = _require_non_negative(weights)
-    root_weights = tf.sqrt(_at_target(weights, predictive))
-    return Observation(predictive, call.labels, weights, root_weights, weighted, batch, summed)
 
 
 def predictive_of(loss: keras.losses.Loss, outputs: tf.Tensor) -> Predictive:
@@ -249,87 +182,6 @@ _DISTRIBUTIONS: dict[Any, Callable[..., Predictive]] = {
     keras.losses.mean_squared_error: _normal,
 }
 """Loss function or class → outputs and the loss' arguments → distribution."""
-
-
-_NEGATIVE = (
-    "tfkfac: a sample, class or loss weight is negative; a Fisher matrix has no negative weights. "
-    "Use weights >= 0."
-)
-
-
-class _ValuesAsTheyAre(keras.losses.Loss):
-    """Reduces given loss values exactly as Keras would reduce them."""
-
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        del y_true
-        return y_pred
-
-
-def _ones_and_mask(call: LossCall) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Ones of the shape of the loss values before their reduction, and the values' mask.
-
-    The values themselves are not used, so in a graph they are not computed where their shape is
-    known up to the batch.
-    """
-    dtype = call.loss.dtype
-    outputs = tf.cast(call.outputs, dtype)
-    labels = tf.cast(tf.convert_to_tensor(call.labels), dtype)
-    values = call.loss.call(labels, outputs)
-    masks = [
-        mask
-        for mask in (keras_internals.mask_of(call.outputs), keras_internals.mask_of(values))
-        if mask is not None
-    ]
-    mask = tf.logical_and(*masks) if len(masks) == 2 else next(iter(masks), None)
-    sizes = values.shape.as_list()
-    if None in sizes[1:]:
-        return tf.ones_like(values), mask
-    batch = [tf.shape(outputs)[0] if size is None else size for size in sizes[:1]]
-    return tf.ones([*batch, *sizes[1:]], dtype), mask
-
-
-def _reduction_weights(call: LossCall, ones: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """c_u = ∂(reduced loss) / ∂(loss value of u), by differentiating Keras' own reduction."""
-    reduction = _ValuesAsTheyAre(
-        name="reduction", reduction=call.loss.reduction, dtype=call.loss.dtype
-    )
-    with tf.GradientTape() as tape:
-        tape.watch(ones)
-        keras_internals.set_mask(ones, mask)
-        reduced = reduction(ones, ones, sample_weight=call.sample_weight)
-    return tape.gradient(reduced, ones)
-
-
-def _at_target(weights: tf.Tensor, predictive: Predictive) -> tf.Tensor:
-    """N·c_u of each scalar of the target: the mean over D scalars that Keras took is undone.
-
-    Keras' loss values miss an axis of the target (the classes, or the axis of the mean), and
-    sometimes a squeezed last axis: axes are put back until the ranks agree.
-    """
-    if not isinstance(predictive, Unknown):
-        units = tf.cast(predictive.units(), weights.dtype)
-        weights *= tf.cast(tf.size(weights), weights.dtype) / units
-    rank = predictive.target.shape.rank
-    if weights.shape.rank == rank - 1:
-        return tf.expand_dims(
-            weights, predictive.mean_axis if predictive.axis is None else predictive.axis
-        )
-    while weights.shape.rank < rank:
-        weights = weights[..., None]
-    return weights
-
-
-def _loss_weight(weight: Any, dtype: tf.DType) -> tf.Tensor:
-    """The factor of a loss."""
-    if not tf.is_tensor(weight) and weight < 0:
-        raise ValueError(f"{_NEGATIVE} Got the loss weight {weight}.")
-    return linalg.scalar(weight, dtype)
-
-
-def _require_non_negative(weights: tf.Tensor) -> tf.Tensor:
-    check = tf.debugging.assert_non_negative(weights, _NEGATIVE)
-    with tf.control_dependencies([] if check is None else [check]):
-        return tf.identity(weights)
 
 
 def _clip(probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

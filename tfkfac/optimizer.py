@@ -28,6 +28,7 @@ from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.layer_patterns import require_recurrent
 from tfkfac.local_model import Batch
 from tfkfac.noise import PhiloxNoise
+from tfkfac.observation import observe
 from tfkfac.schedule import is_due, take_turns
 from tfkfac.step_size import bound_of_step
 from tfkfac.units import of_mean_loss
@@ -166,7 +167,7 @@ class KFAC(Gathering):
         record = self._recorder.take(self._require_model().name)
         self.layer_collection.set_aside(record.used_elsewhere)
         require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
-        observations = [losses.observe(call) for call in record.losses]
+        observations = [observe(call) for call in record.losses]
         gradients = of_mean_loss([indexed_slices.unique(g) for g in grads], observations)
         noise = PhiloxNoise(self.seed, *self._position())
         batch = Batch(record, observations, noise, trainable_variables, gradients)

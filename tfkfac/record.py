@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfkfac import linalg
 from tfkfac.blocks import Block, CurvatureBlock, Use
-from tfkfac.losses import LossCall
+from tfkfac.observation import LossCall
 from tfkfac.variable_reads import VariableReads
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfkfac import indexed_slices
-from tfkfac.losses import Observation
+from tfkfac.observation import Observation
 
 
 def of_mean_loss(

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, Use
 from tfkfac.blocks.block import UseWeights
-from tfkfac.losses import Observation
+from tfkfac.observation import Observation
 
 
 def use_weights(use: Use, block: CurvatureBlock, observations: Sequence[Observation]) -> UseWeights:

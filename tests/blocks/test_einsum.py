@@ -17,7 +17,7 @@ import tfkfac
 from tfkfac.blocks import DenseBlock, DiagonalBlock, EinsumDenseBlock, Use
 from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.einsum import Equation
-from tfkfac.losses import LossCall, observe
+from tfkfac.observation import LossCall, observe
 from tfkfac.use_weights import use_weights
 
 TOLERANCE = 1e-10
