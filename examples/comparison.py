@@ -14,15 +14,21 @@ import matplotlib
 
 matplotlib.use("Agg")  # Writes files, opens no window.
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: the name of its optimizer and what was measured, one value an epoch."""
+    """One training: the name of its optimizer and what was measured, one value an epoch.
+
+    `line` is the style in which matplotlib draws it.
+    """
 
     name: str
     history: Mapping[str, Sequence[float]]
+    line: str = "-"
 
 
 @dataclass(frozen=True)
@@ -184,8 +190,20 @@ def _draw(axes: Axes, runs: Sequence[Run], x: Quantity, y: Quantity) -> None:
     for run in runs:
         points = run.history[x.key], run.history[y.key]
         marker = "o" if len(points[0]) == 1 else None
-        axes.plot(*points, label=run.name, linewidth=1.8, marker=marker)
+        axes.plot(*points, run.line, label=run.name, linewidth=1.8, marker=marker)
     axes.set_xscale(x.scale)
     axes.set_yscale(y.scale)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            _label_logarithms(axis)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_logarithms(axis: Axis) -> None:
+    """Where there are few powers of ten, labels steps between them: 0.3, not 3 × 10⁻¹."""
+    low, high = axis.get_view_interval()
+    if high < 30 * low:
+        axis.set_minor_locator(ticker.LogLocator(subs=(2, 3, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")

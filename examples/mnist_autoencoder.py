@@ -92,8 +92,11 @@ def compiled_model(problem: Problem, optimizer: keras.optimizers.Optimizer) -> k
     model = keras.Sequential(
         [
             keras.Input((problem.pixels,)),
-            *(keras.layers.Dense(units, activation="tanh") for units in hidden_units),
-            keras.layers.Dense(problem.pixels),
+            *(
+                keras.layers.Dense(units, activation="tanh", name=f"hidden_{number}")
+                for number, units in enumerate(hidden_units, start=1)
+            ),
+            keras.layers.Dense(problem.pixels, name="pixels"),
         ]
     )
     model.compile(
