@@ -199,8 +199,9 @@ def test_predicted_memory_is_what_is_allocated() -> None:
     made = {id(v): v for block in blocks for v in getattr(block, "state", ())}
     allocated = sum(int(np.prod(v.shape)) * 4 for v in made.values())
     assert predicted == allocated
-    counters, momenta = 3, len(model.trainable_variables)
-    assert len(optimizer._state) == len(made) + counters + momenta
+    counts, momenta = optimizer._counts, len(model.trainable_variables)
+    assert len(optimizer._state) == len(made) + len(counts) + momenta
+    assert all(count.shape == () for count in counts)
 
 
 def test_very_wide_layer_does_not_ask_for_the_memory_of_its_factor() -> None:

@@ -52,8 +52,8 @@ class OutputCurvature:
     ) -> tf.Tensor:
         if score is None:
             u, v = _at_logits(observation, left), _at_logits(observation, right)
-            product = u * observation.predictive.fisher_product(v)
-            return tf.reduce_sum(tf.cast(product, self._dtype))
+            product = tf.cast(observation.predictive.fisher_product(v), self._dtype)
+            return tf.reduce_sum(tf.cast(u, self._dtype) * product)
         along = [
             tf.reduce_sum(tf.cast(score * tangent, self._dtype), list(range(1, tangent.shape.rank)))
             for tangent in (left, right)
@@ -69,7 +69,7 @@ def pull_back(observation: Observation, tangent: tf.Tensor) -> tf.Tensor:
         tangent: Of the shape of the target.
     """
     product = observation.predictive.fisher_product(_at_logits(observation, tangent))
-    pulled = observation.inject(tf.cast(product, product.dtype))
+    pulled = observation.inject(product)
     return pulled / tf.cast(observation.batch, pulled.dtype)
 
 

@@ -166,6 +166,7 @@ class Categorical(Predictive):
     def fisher_product(self, tangent: tf.Tensor) -> tf.Tensor:
         """``p∘(t − pᵀt)``."""
         probabilities = tf.nn.softmax(self.logits, axis=self._classes_axis)
+        tangent = tf.cast(tangent, probabilities.dtype)
         mean = tf.reduce_sum(probabilities * tangent, self._classes_axis, keepdims=True)
         return probabilities * (tangent - mean)
 
@@ -220,7 +221,8 @@ class Bernoulli(Predictive):
 
     def fisher_product(self, tangent: tf.Tensor) -> tf.Tensor:
         """``p(1 − p)·t``."""
-        return tf.sigmoid(self.logits) * tf.sigmoid(-self.logits) * tangent
+        variance = tf.sigmoid(self.logits) * tf.sigmoid(-self.logits)
+        return variance * tf.cast(tangent, variance.dtype)
 
 
 class Normal(Predictive):

@@ -144,11 +144,13 @@ class StepControl(KeptState):
             plane = local.plane(directions, velocities)
         learning_rate, momentum = self._chosen(plane, local, directions, velocities)
         if "momentum" in self.automatic and plane is not None:
-            guard = self._guard(batch, plane.squared_length(learning_rate, momentum))
+            joint = plane
+            guard = self._guard(batch, lambda: joint.squared_length(learning_rate, momentum))
             momentum *= guard  # of two numbers that only together make a good step
         else:
-            decrement = local.dot(gradients, directions)
-            guard = self._guard(batch, tf.square(learning_rate) * decrement)
+            guard = self._guard(
+                batch, lambda: tf.square(learning_rate) * local.dot(gradients, directions)
+            )
         scale = guard * learning_rate
 
         def go() -> None:
@@ -200,15 +202,15 @@ class StepControl(KeptState):
             StepControl.momentum.record(self, momentum)
         return learning_rate, momentum
 
-    def _guard(self, batch: Batch, squared_length: tf.Tensor) -> tf.Tensor:
+    def _guard(self, batch: Batch, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
         """ν, which bounds a step of this squared length in the metric of the Fisher."""
         if not StepControl.kl_clip.in_use(self):
-            return tf.ones_like(squared_length)
+            return tf.ones([], self._control_dtype)
         if "kl_clip" in self.automatic:
             weight = tf.add_n([per_example(observation) for observation in batch.observations])
             StepControl.kl_clip.record(self, AUTO_KL_CLIP * weight)
-        clip = tf.cast(tf.convert_to_tensor(self.kl_clip), squared_length.dtype)
-        scale = kl_clip_scale(clip, squared_length)
+        clip = tf.cast(tf.convert_to_tensor(self.kl_clip), self._control_dtype)
+        scale = kl_clip_scale(clip, squared_length())
         self._clipped_steps.assign_add(tf.cast(scale < 1.0, tf.int64))
         return scale
 
