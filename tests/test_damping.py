@@ -61,6 +61,13 @@ def test_bounds_are_in_units_of_the_mean_eigenvalue() -> None:
     assert float(absolute.first(unit)) == 1.0
 
 
+def test_the_least_damping_is_a_tenth_of_the_first() -> None:
+    one = tf.constant(1.0, tf.float64)
+    assert float(LevenbergMarquardt().bounded(1e-3 * one, 10.0 * one)) == 1.0
+    rule = LevenbergMarquardt(initial=1e-3)
+    np.testing.assert_allclose(rule.bounded(1e-9 * one, one), 1e-4)
+
+
 def test_changes_that_drown_in_rounding_say_nothing() -> None:
     loss = tf.constant(100.0)
     assert float(ratio_of(tf.constant(3e-5), tf.constant(-2e-5), loss)) == 0.5

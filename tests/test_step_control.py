@@ -342,6 +342,26 @@ def test_burn_in_collects_statistics_and_moves_nothing() -> None:
     assert block is not None
 
 
+@pytest.mark.parametrize("first", ["burn-in", "not finite"])
+def test_averages_of_weights_begin_with_the_first_that_move(first: str) -> None:
+    """Keras' own begin where `iterations` is 0, where nothing was averaged here."""
+    x, y = models.vectors(32)
+    model = models.sequential()
+    burn_in = int(first == "burn-in")
+    optimizer = tfkfac.KFAC(seed=0, burn_in=burn_in, use_ema=True, ema_momentum=0.9)
+    model.compile(optimizer, models.crossentropy())
+    model.train_on_batch(x if burn_in else np.full_like(x, np.nan), y)
+    model.train_on_batch(x, y)
+    once = model.get_weights()
+    for ours, expected in zip(optimizer._model_variables_moving_average, once, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    model.train_on_batch(x, y)
+    for ours, before, now in zip(
+        optimizer._model_variables_moving_average, once, model.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(ours, 0.9 * before + 0.1 * now, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "momentum", "damping", "kl_clip"])
 def test_auto_is_read_configured_and_not_assigned(name: str) -> None:
     x, y = models.vectors()

@@ -107,8 +107,8 @@ class CurvatureMonitor(keras.callbacks.Callback):
                 axis.set_yscale("log")
             axis.set_title(title)
             axis.set_xlabel("epoch")
-            if len(keys) > 1 and len(keys) <= _MOST_LABELS:
-                axis.legend(fontsize="small")
+            if 1 < len(keys) <= _MOST_LABELS:
+                axis.legend(fontsize="x-small", ncols=2 if len(keys) > 4 else 1, framealpha=0.6)
         for axis in axes[len(groups) :]:
             axis.set_visible(False)
         if path is not None:
@@ -171,7 +171,9 @@ class CurvatureMonitor(keras.callbacks.Callback):
     def _groups(self) -> dict[str, list[str]]:
         """Title of an axis → keys."""
         groups: dict[str, list[str]] = {}
-        for key in self.history:
+        for key, values in self.history.items():
+            if key in ("taken_back", "skipped") and not any(values):
+                continue
             groups.setdefault(key.rpartition("/")[2], []).append(key)
         return groups
 

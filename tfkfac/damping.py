@@ -32,7 +32,9 @@ class LevenbergMarquardt:
             `relative`, else as it is.
         decay: By which λ shrinks for every update, in (0, 1).
         every: Updates from one evaluation to the next.
-        minimum: The least λ, in the units of `initial`.
+        minimum: The least λ, in the units of `initial`; a tenth of it by default. The steps are
+            chosen to do what is foreseen, so that ρ alone would let λ fall below the noise of the
+            factors of small batches.
         maximum: The greatest λ, likewise.
         relative: Whether λ₀ and its bounds are multiples of the mean eigenvalue.
 
@@ -43,7 +45,7 @@ class LevenbergMarquardt:
     initial: float = 1.0
     decay: float = 0.95
     every: int = 5
-    minimum: float = 1e-8
+    minimum: float | None = None
     maximum: float = 1e12
     relative: bool = True
 
@@ -51,18 +53,24 @@ class LevenbergMarquardt:
         """Checks."""
         positive = Range(0.0, open_below=True, schedulable=False)
         for name in ("initial", "minimum", "maximum"):
-            positive.check(name, getattr(self, name))
+            if getattr(self, name) is not None or name != "minimum":
+                positive.check(name, getattr(self, name))
         Range(0.0, 1.0, open_below=True, open_above=True, schedulable=False).check(
             "decay", self.decay
         )
         Range(1, integer=True).check("every", self.every)
         if not isinstance(self.relative, bool):
             raise ValueError(f"Argument `relative` must be True or False, got {self.relative!r}.")
-        if not self.minimum <= self.initial <= self.maximum:
+        if not self.least <= self.initial <= self.maximum:
             raise ValueError(
                 "Arguments `minimum` <= `initial` <= `maximum` must be in this order, got "
                 f"minimum={self.minimum}, initial={self.initial}, maximum={self.maximum}."
             )
+
+    @property
+    def least(self) -> float:
+        """The least λ, in the units of `initial`."""
+        return self.initial / 10.0 if self.minimum is None else self.minimum
 
     def adapted(
         self, damping: tf.Tensor, ratio: tf.Tensor, change: tf.Tensor, foreseen: tf.Tensor
@@ -90,7 +98,7 @@ class LevenbergMarquardt:
             unit: The mean eigenvalue of F on the first batch (not used unless `relative`).
         """
         unit = tf.cast(unit, damping.dtype) if self.relative else tf.ones_like(damping)
-        return tf.clip_by_value(damping, self.minimum * unit, self.maximum * unit)
+        return tf.clip_by_value(damping, self.least * unit, self.maximum * unit)
 
     def first(self, unit: tf.Tensor) -> tf.Tensor:
         """λ₀.

@@ -68,6 +68,7 @@ class KeptState(AttachedOptimizer):
         self._updates = self._add_count("updates", "int64")
         self._skipped_steps = self._add_count("skipped_steps", "int64")
         self._largest_batch = self._add_count("largest_batch", "float32")
+        self._averaged = self._add_count("averaged", "int64")
         self._add_state()
         for block in self._collection:
             block.build(self.add_variable, self._current_damping)

@@ -234,10 +234,17 @@ class KFAC(Gathering):
             tf.cond(is_now, refresh, lambda: None)
 
     def _average_weights(self) -> None:
-        """Keras' ``use_ema``."""
+        """Keras' ``use_ema``; the average begins with the first update that moves the weights."""
         if not self.use_ema:
             return
-        self._update_model_variables_moving_average(self._trainable_variables)
+        begun = tf.cast(self._averaged > 0, tf.float32)
+        for variable, average in zip(
+            self._trainable_variables, self._model_variables_moving_average, strict=True
+        ):
+            if average is not None:
+                kept = tf.cast(self.ema_momentum * begun, average.dtype)
+                average.assign(kept * average + (1.0 - kept) * tf.cast(variable, average.dtype))
+        self._averaged.assign_add(1)
         if self.ema_overwrite_frequency:
             updates = (self._iterations + 1) // (self.gradient_accumulation_steps or 1)
             tf.cond(
