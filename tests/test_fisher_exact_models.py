@@ -12,7 +12,6 @@ import tensorflow as tf
 import tfkfac
 from tests import ggn
 from tests.ggn import BATCH
-from tfkfac import losses
 from tfkfac.fisher import Exact
 from tfkfac.observation import Observation, observe
 
@@ -139,7 +138,9 @@ def test_a_masking_layer(reduction: str, weighted: bool) -> None:
 def test_class_weight_in_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Class weights reach the Fisher as Keras' data path hands them to the loss."""
     seen: list[Observation] = []
-    monkeypatch.setattr(losses, "observe", lambda call: seen.append(observe(call)) or seen[-1])
+    monkeypatch.setattr(
+        "tfkfac.optimizer.observe", lambda call: seen.append(observe(call)) or seen[-1]
+    )
     class_weight = {0: 0.5, 1: 3.0, 2: 1.0}
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(CLASSES, use_bias=False)])
     model.compile(tfkfac.KFAC(0.0), CROSSENTROPY(from_logits=True), run_eagerly=True)
