@@ -66,9 +66,8 @@ def states_of(model: Any) -> list[Any]:
 
     Moving averages, seeds of dropout, states of recurrent layers; not weights that are frozen.
     """
-    layers = model._flatten_layers()
+    layers = [model, *flatten_layers(model)]
     found = [v for layer in layers for v in layer._non_trainable_variables]
-    layers = model._flatten_layers()
     found += [seeds.state for layer in layers for seeds in layer._seed_generators]
     return list({id(variable): variable for variable in found}.values())
 

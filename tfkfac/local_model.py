@@ -16,6 +16,7 @@ from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.record import Record
 from tfkfac.regularisers import l2_curvature
 from tfkfac.tangents import push_forward
+from tfkfac.units import share_of_mean
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,9 +93,6 @@ class LocalModel:
         return OutputCurvature(self._batch.observations, self._batch.noise, self.dtype)
 
     def _of_regularisers(self, left: Sequence[Any], right: Sequence[Any]) -> tf.Tensor:
-        """``uᵀHv``; of h/N, where Keras sums over the batch."""
+        """``uᵀHv``."""
         curvature = l2_curvature(self._batch.variables, left, right, self.dtype)
-        observation = self._batch.observations[0]
-        if observation.summed:
-            curvature /= tf.cast(observation.batch, self.dtype)
-        return curvature
+        return share_of_mean(curvature, self._batch.observations[0])

@@ -232,6 +232,7 @@ class KFAC(Gathering):
                     blocks[position].refresh(damping)
 
             tf.cond(is_now, refresh, lambda: None)
+        self._jumped.assign(tf.zeros_like(self._jumped))
 
     def _average_weights(self) -> None:
         """Keras' ``use_ema``; the average begins with the first update that moves the weights."""

@@ -17,7 +17,7 @@ from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.second_look import can_look_again, loss_at_present_weights
 from tfkfac.step_size import AUTO_KL_CLIP, kl_clip_scale
 from tfkfac.stopwatch import Stopwatch
-from tfkfac.units import per_example
+from tfkfac.units import per_example, share_of_mean
 
 
 class StepControl(KeptState):
@@ -246,7 +246,7 @@ class StepControl(KeptState):
             adapted = tf.where(searching, damping, rule.adapted(damping, *cast))
             adapted = tf.where(fails, RAISE * damping, adapted)
             StepControl.damping.record(self, rule.bounded(adapted, self._unit))
-            self._jumped.assign(tf.cast(fails, tf.int64))
+            self._jumped.assign(tf.cast(fails, tf.int64))  # until the inverses have followed
             self._taken_back.assign_add(tf.cast(fails, tf.int64))
             self._settled.assign(tf.where(fails, tf.zeros_like(self._settled), self._settled + 1))
 
@@ -272,9 +272,8 @@ class StepControl(KeptState):
             tf.reduce_sum(tf.cast(h, self._control_dtype))
             for h in (after, batch.record.replay.value)
         ]
-        if batch.observations[0].summed:
-            values = [h / tf.cast(batch.observations[0].batch, h.dtype) for h in values]
-        return values[0] - values[1], values[1]
+        after, before = (share_of_mean(h, batch.observations[0]) for h in values)
+        return after - before, before
 
     @property
     def _control_dtype(self) -> tf.DType:

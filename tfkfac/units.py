@@ -31,12 +31,22 @@ def of_mean_loss(
         )
     if not summed.pop():
         return list(gradients)
-    batch = observations[0].batch
     return [
-        indexed_slices.with_values(gradient, values / tf.cast(batch, values.dtype))
+        indexed_slices.with_values(
+            gradient, share_of_mean(indexed_slices.values_of(gradient), observations[0])
+        )
         for gradient in gradients
-        for values in (indexed_slices.values_of(gradient),)
     ]
+
+
+def share_of_mean(value: tf.Tensor, observation: Observation) -> tf.Tensor:
+    """What is linear in h as Keras reduces it, for h / N where Keras sums over the batch.
+
+    Args:
+        value: The loss itself, a gradient, a curvature.
+        observation: A loss of the step.
+    """
+    return value / tf.cast(observation.batch, value.dtype) if observation.summed else value
 
 
 def per_example(observation: Observation) -> tf.Tensor:
