@@ -38,8 +38,8 @@ the trainable parameters under each kind of block, the memory of KFAC's state, a
 batch before and after three steps of
 `KFAC(learning_rate=0.01, damping=1e-3, kl_clip=1e-3, factor_update_every=1)`, with the same dropout
 in all (ConvNeXt with `kl_clip=1e-5`: its scales begin at 10⁻⁶, and at 1e-3 it jumps, as with SGD).
-A cell "–" means that the model was scanned but not trained: it has more parameters than `--largest`, which
-was {largest} million.
+A cell "–" means that the model was scanned but not trained: it has more parameters than
+`--largest`, which was {largest} million.
 
 Written by `python -m benchmarks.coverage`, which runs every architecture in
 `keras.applications` and some of other kinds.
