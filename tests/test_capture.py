@@ -259,7 +259,7 @@ def test_nothing_is_recorded_outside_training(
     model.predict_on_batch(x)
     model.compute_loss(x, y, model(x))
     assert not records
-    assert not model.optimizer._recorder._eager
+    assert not model.optimizer._recorder._records
 
 
 def test_dropout_at_prediction_is_not_training(records: list[capture.Record]) -> None:
@@ -301,4 +301,4 @@ def test_eager_step_holds_nothing_when_it_is_over(records: list[capture.Record])
     optimizer = models.kfac()
     _fit(model, optimizer)
     assert len(records) == 2
-    assert not optimizer._recorder._eager
+    assert not optimizer._recorder._records

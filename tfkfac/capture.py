@@ -20,11 +20,9 @@ from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import Use
 from tfkfac.observation import LossCall
 from tfkfac.record import Record, Replay
+from tfkfac.record_store import RecordStore
 from tfkfac.stand_ins import StandIn, noting_preactivations
 from tfkfac.variable_reads import VariableReads, current_graph
-
-_RECORDS = "_tfkfac_records"
-"""Attribute of a graph that holds the records made in it: they live and die with the graph."""
 
 
 class Recorder:
@@ -45,7 +43,7 @@ class Recorder:
         self._relevant = relevant
         self._watched = watched
         self._prepare = prepare
-        self._eager: dict[tuple[int, Any], Record] = {}
+        self._records = RecordStore()
         self._model: Any = None
         self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
         self._layers: dict[int, Any] = {}
@@ -71,7 +69,7 @@ class Recorder:
                         vars(owner)[name] = stand_in.own
         self._seen.clear()
         self._layers.clear()
-        self._eager.clear()
+        self._records.clear()
         self._model = None
 
     @contextlib.contextmanager
@@ -83,12 +81,12 @@ class Recorder:
                 number of forward passes may follow.
         """
         self._observe_layers()
-        record = self._find()
+        record = self._records.find()
         if record is None or explicit or record.explicit:
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
             graph = current_graph()
             record = Record(graph, explicit, tape, VariableReads(graph, self._variables()))
-            self._records(record.graph)[self._key()] = record
+            self._records.keep(record)
         record.passes += 1
         record.open = True
         try:
@@ -97,7 +95,7 @@ class Recorder:
                     record.tape.watch(keras_internals.uncast(variable))
                 yield record
         except BaseException:  # of an interrupted step nothing is kept
-            self._forget(record)
+            self._records.forget(record)
             raise
         finally:
             record.open = False
@@ -118,7 +116,7 @@ class Recorder:
         Raises:
             ValueError: Nothing usable was recorded; the message says what to do.
         """
-        record = self._find()
+        record = self._records.find()
         if record is None:
             raise ValueError(
                 f"KFAC saw no training forward pass of model {model_name!r} in this step. In a "
@@ -127,7 +125,7 @@ class Recorder:
                 "`with optimizer.record() as record:` around the forward pass and "
                 "`record.loss(loss, y_true, y_pred)` for the loss."
             )
-        self._forget(record)
+        self._records.forget(record)
         if not record.explicit and record.passes > 1:
             raise ValueError(
                 f"Model {model_name!r} was called {record.passes} times in one training step, so "
@@ -177,7 +175,7 @@ class Recorder:
         self._seen.append((owner, name, observer))
 
     def _on_model_call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        record = self._find()
+        record = self._records.find()
         training = kwargs.get("training") in (None, True) and (
             keras_internals.gradient_tape_is_active()
         )
@@ -197,11 +195,11 @@ class Recorder:
         return make(*args, **kwargs)
 
     def _on_train_step(self, train_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._eager.pop(self._key(), None)  # of an eager step that was interrupted
+        self._records.forget_eager()  # of a step that was interrupted
         return train_step(*args, **kwargs)
 
     def _on_compute_loss(self, compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        record = self._find()
+        record = self._records.find()
         compiled = keras_internals.compiled_losses(self._model)
         if record is None or compiled is None or self._paused:
             return compute_loss(*args, **kwargs)
@@ -213,7 +211,7 @@ class Recorder:
             with keras_internals.watching_losses(compiled, note):
                 value = compute_loss(*args, **kwargs)
         except BaseException:
-            self._forget(record)
+            self._records.forget(record)
             raise
         if record.replay is not None:
             record.replay.loss_arguments = keras_internals.arguments_of(
@@ -225,7 +223,7 @@ class Recorder:
     def _on_layer_call(
         self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        record = self._find()
+        record = self._records.find()
         if record is None or not record.open:
             return call(*args, **kwargs)
         if record.graph is not current_graph():
@@ -252,7 +250,7 @@ class Recorder:
         self, call: Callable[..., Any], inputs: Any, training: Any = None, mask: Any = None
     ) -> Any:
         """Gives the uses at every step their part of the mask, which Keras keeps from the layer."""
-        record = self._find()
+        record = self._records.find()
         if record is None or not record.open or mask is None:
             return call(inputs, training=training, mask=mask)
         before = {key: len(uses) for key, uses in record.uses.items()}
@@ -271,7 +269,7 @@ class Recorder:
     def _on_recurrent_call(
         self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        record = self._find()
+        record = self._records.find()
         if record is None or not record.open or record.graph is not current_graph():
             return call(*args, **kwargs)
         _, inputs, *_ = keras_internals.arguments_of(layer, args, kwargs).values()
@@ -288,7 +286,7 @@ class Recorder:
         mask: Any,
         training: Any = False,
     ) -> Any:
-        record = self._find()
+        record = self._records.find()
         if self._paused:
             arguments = (layer, sequences, initial_state, mask, training)
             return recurrent_pass.run(*arguments, lambda projections: None)[0]
@@ -308,40 +306,10 @@ class Recorder:
     def _on_can_attempt_fused(
         self, can_attempt: Callable[..., bool], *args: Any, **kwargs: Any
     ) -> bool:
-        record = self._find()
+        record = self._records.find()
         if not self._paused and (record is None or not record.open):
             return can_attempt(*args, **kwargs)
         return False  # two layers that run as one operation could not be observed
-
-    def _find(self) -> Record | None:
-        """The record of the current trace and replica.
-
-        The update may run in an inner graph of the trace (a branch, a merged replica), never in
-        an outer one.
-        """
-        graph, key = current_graph(), self._key()
-        while graph is not None:
-            found = getattr(graph, _RECORDS, {}).get(key)
-            if found is not None:
-                return found
-            graph = getattr(graph, "outer_graph", None)
-        return self._eager.get(key)
-
-    def _forget(self, record: Record) -> None:
-        self._records(record.graph).pop(self._key(), None)
-
-    def _records(self, graph: Any) -> dict[tuple[int, Any], Record]:
-        if graph is None:
-            return self._eager
-        if not hasattr(graph, _RECORDS):
-            setattr(graph, _RECORDS, {})
-        return getattr(graph, _RECORDS)
-
-    def _key(self) -> tuple[int, Any]:
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return id(self), 0
-        return id(self), context.replica_id_in_sync_group
 
 
 def _require_dense(layer: Any, inputs: Any) -> None:

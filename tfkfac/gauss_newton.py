@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfkfac.given_distributions import Registered, Unknown
+from tfkfac.given_distributions import WithoutClosedForm
 from tfkfac.observation import Observation
 from tfkfac.predictive import Noise
 
@@ -87,8 +87,6 @@ def _at_logits(observation: Observation, tangent: tf.Tensor) -> tf.Tensor:
 def _score(observation: Observation, noise: Noise) -> tf.Tensor | None:
     """√(N·c_u)·∂(−log p)/∂target of a target or label; None where F_u has a closed form."""
     predictive = observation.predictive
-    if isinstance(predictive, Unknown):
-        return observation.inject(predictive.label_gradient(observation.labels))
-    if isinstance(predictive, Registered):
-        return observation.inject(predictive.sampled_gradient(noise))
-    return None
+    if not isinstance(predictive, WithoutClosedForm):
+        return None
+    return observation.inject(predictive.score(observation.labels, noise))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,59 @@ import tensorflow as tf
 from tfkfac.predictive import Noise, Predictive
 
 
-class Registered(Predictive):
+class WithoutClosedForm(Predictive):
+    """A distribution whose Fisher matrix is known by samples of scores only, or not at all.
+
+    Attributes:
+        refusal: What is said to those who need the matrix.
+    """
+
+    refusal: str
+
+    @abc.abstractmethod
+    def score(self, labels: tf.Tensor, noise: Noise) -> tf.Tensor:
+        """∂(−log p(y))/∂target for the y that stands for the expectation over targets.
+
+        Args:
+            labels: Of the data.
+            noise: For draws.
+        """
+
+    @property
+    def scalars(self) -> int | None:
+        """Not known: a unit is whatever the distribution, or the loss, makes of the outputs."""
+        return None
+
+    def root_column(self, index: tf.Tensor) -> tf.Tensor:
+        """Not available.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(self.refusal)
+
+    def fisher_product(self, tangent: tf.Tensor) -> tf.Tensor:
+        """Not available.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(self.refusal)
+
+
+class Registered(WithoutClosedForm):
     """A user's own ``tfp.distributions`` object.
 
     Args:
         outputs: What the model returned.
         make: Outputs → distribution, with one unit for each entry of its batch shape.
     """
+
+    refusal = (
+        "fisher='exact' and fisher_vector_product need the Fisher matrix of the predictive "
+        "distribution in closed form, which a registered tfp distribution does not give; use "
+        "fisher='mc'."
+    )
 
     def __init__(self, outputs: tf.Tensor, make: Callable[[tf.Tensor], Any]) -> None:
         super().__init__(outputs)
@@ -27,14 +74,14 @@ class Registered(Predictive):
         """What the user's function returned."""
         return self._made(self.target)
 
-    @property
-    def scalars(self) -> int | None:
-        """Not known: a unit is whatever the distribution's batch shape says."""
-        return None
-
     def units(self) -> tf.Tensor:
         """The size of the distribution's batch shape."""
         return tf.reduce_prod(self.distribution.batch_shape_tensor())
+
+    def score(self, labels: tf.Tensor, noise: Noise) -> tf.Tensor:
+        """At a sample: its outer product is the Fisher in expectation."""
+        del labels
+        return self.sampled_gradient(noise)
 
     def sampled_gradient(self, noise: Noise) -> tf.Tensor:
         """By automatic differentiation of ``log_prob`` at a sample."""
@@ -61,30 +108,8 @@ class Registered(Predictive):
             )
         return found
 
-    def root_column(self, index: tf.Tensor) -> tf.Tensor:
-        """Not available.
 
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(
-            "fisher='exact' needs the Fisher matrix of the predictive distribution in closed "
-            "form, which a registered tfp distribution does not give; use fisher='mc'."
-        )
-
-    def fisher_product(self, tangent: tf.Tensor) -> tf.Tensor:
-        """Not available.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(
-            "The exact Fisher matrix of a registered tfp distribution is not known; only samples "
-            "of it are."
-        )
-
-
-class Unknown(Predictive):
+class Unknown(WithoutClosedForm):
     """A loss without a known distribution, of which only the labels' gradient exists.
 
     Args:
@@ -101,33 +126,25 @@ class Unknown(Predictive):
     ) -> None:
         super().__init__(outputs)
         self._values = values
-        self._message = message
+        self.refusal = message
 
-    @property
-    def scalars(self) -> int | None:
-        """Not known."""
-        return None
+    def score(self, labels: tf.Tensor, noise: Noise) -> tf.Tensor:
+        """At the label of the data: nothing else is known."""
+        del noise
+        return self.label_gradient(labels)
 
     def units(self) -> tf.Tensor:
         """Not known; the loss values are taken as they are."""
-        raise ValueError(self._message)
+        raise ValueError(self.refusal)
 
     @property
     def distribution(self) -> Any:
         """Not known."""
-        raise ValueError(self._message)
+        raise ValueError(self.refusal)
 
     def sampled_gradient(self, noise: Noise) -> tf.Tensor:
         """Not available."""
-        raise ValueError(self._message)
-
-    def root_column(self, index: tf.Tensor) -> tf.Tensor:
-        """Not available."""
-        raise ValueError(self._message)
-
-    def fisher_product(self, tangent: tf.Tensor) -> tf.Tensor:
-        """Not available."""
-        raise ValueError(self._message)
+        raise ValueError(self.refusal)
 
     def label_gradient(self, labels: tf.Tensor) -> tf.Tensor:
         """By automatic differentiation of the loss values."""
