@@ -63,7 +63,7 @@ def test_bounds_are_in_units_of_the_mean_eigenvalue() -> None:
 
 def test_the_least_damping_is_a_tenth_of_the_first() -> None:
     one = tf.constant(1.0, tf.float64)
-    assert float(LevenbergMarquardt().bounded(1e-3 * one, 10.0 * one)) == 1.0
+    assert float(LevenbergMarquardt(initial=1.0).bounded(1e-3 * one, 10.0 * one)) == 1.0
     rule = LevenbergMarquardt(initial=1e-3)
     np.testing.assert_allclose(rule.bounded(1e-9 * one, one), 1e-4)
 
@@ -82,7 +82,7 @@ def test_changes_that_drown_in_rounding_say_nothing() -> None:
         ({"decay": 1.0}, "`decay` must be .* < 1"),
         ({"every": 0}, "`every` must be an integer >= 1"),
         ({"every": 2.5}, "`every` must be an integer >= 1"),
-        ({"minimum": 2.0}, "in this order, got minimum=2.0, initial=1.0"),
+        ({"minimum": 2.0}, "in this order, got minimum=2.0, initial=0.1"),
         ({"maximum": "1"}, "`maximum` must be a number"),
         ({"relative": 1}, "`relative` must be True or False, got 1"),
     ],

@@ -75,11 +75,13 @@ def test_foreseen_is_what_happens_on_a_quadratic_problem(reduction: str, regular
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("damping", [0.1, "auto"])
 @pytest.mark.parametrize("regulariser", [None, keras.regularizers.L2(0.05)])
-def test_no_other_rate_and_momentum_do_better_on_a_quadratic_problem(regulariser: Any) -> None:
-    """(α, μ) minimise h(θ + δ) + ½λ‖δ‖² exactly."""
+def test_no_other_rate_and_momentum_do_better_on_a_quadratic_problem(
+    regulariser: Any, damping: Any
+) -> None:
+    """(α, μ) minimise h(θ + δ) + ½λ‖δ‖² exactly, in the units of the one block."""
     x, y = _regression()
-    damping = 0.1
     optimizer = tfkfac.KFAC(
         learning_rate="auto", momentum="auto", damping=damping, kl_clip=None, seed=0
     )
@@ -91,6 +93,9 @@ def test_no_other_rate_and_momentum_do_better_on_a_quadratic_problem(regulariser
     model.train_on_batch(x, y)
     rate, momentum = float(optimizer.learning_rate), float(optimizer.momentum)
     moved = [v.numpy() - old for v, old in zip(model.trainable_variables, before, strict=True)]
+    (block,) = optimizer.layer_collection.kronecker_blocks
+    unit = float(block.mean_eigenvalue()) / float(optimizer._unit) if damping == "auto" else 1.0
+    damped = float(optimizer.damping) * unit
     direction = [(momentum * d - m) / rate for d, m in zip(last, moved, strict=True)]
 
     def objective(rate: float, momentum: float) -> float:
@@ -98,7 +103,7 @@ def test_no_other_rate_and_momentum_do_better_on_a_quadratic_problem(regulariser
         for variable, old, step in zip(model.trainable_variables, before, steps, strict=True):
             variable.assign(old + step)
         loss = model.compute_loss(x, y, model(x, training=True))
-        return float(loss) + 0.5 * damping * sum(np.sum(step**2) for step in steps)
+        return float(loss) + 0.5 * damped * sum(np.sum(step**2) for step in steps)
 
     assert momentum != 0.0
     best = objective(rate, momentum)
@@ -249,6 +254,46 @@ def test_a_step_that_fails_is_taken_back_and_the_damping_raised() -> None:
     assert model.evaluate(x, y, verbose=0) < 1.0
 
 
+def test_a_step_that_momentum_has_spoilt_is_taken_back_with_it() -> None:
+    """A rise of the loss that was foreseen has a ρ of 1, and is no success."""
+    x, y = models.vectors(32)
+    optimizer = tfkfac.KFAC(momentum=0.9, damping="auto", seed=0)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    model.train_on_batch(x, y)
+    kept = model.get_weights()
+    damping = float(optimizer.damping)
+    for velocity in optimizer._velocities:
+        velocity.assign(-3.0 * velocity)
+    model.train_on_batch(x, y)
+    assert optimizer.reduction_ratio > 0.25
+    assert optimizer.counts()["taken_back"] == 1
+    for ours, theirs in zip(model.get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert all(not np.any(v.numpy()) for v in optimizer._velocities)
+    np.testing.assert_allclose(optimizer.damping, 5 * damping, rtol=1e-6)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_block_is_damped_in_its_own_units(relative: bool) -> None:
+    x, y = models.vectors(32)
+    rule = tfkfac.LevenbergMarquardt(initial=0.3, relative=relative)
+    optimizer = tfkfac.KFAC(damping=rule, seed=0)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy(), run_eagerly=True)
+    model.train_on_batch(x, y)
+    blocks = optimizer.layer_collection.kronecker_blocks
+    traces = [float(block.trace()) / block.parameters for block in blocks]
+    mean = float(optimizer.layer_collection.mean_eigenvalue())
+    assert max(traces) > 1.3 * min(traces)
+    np.testing.assert_allclose(optimizer.damping, 0.3 * (mean if relative else 1.0), rtol=1e-5)
+    for block, trace in zip(blocks, traces, strict=True):
+        damping = tf.constant(0.3 * trace if relative else 0.3)
+        expected = block.inverse.compute(block.averages(), damping)
+        for ours, theirs in zip(block.inverse.kept(), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+
+
 def test_inverses_follow_a_damping_that_has_jumped() -> None:
     """Before the next step all of them are made anew."""
     x, y = models.vectors(32)
@@ -321,7 +366,7 @@ def test_a_step_of_its_own_keeps_its_first_damping() -> None:
         gradients = tape.gradient(value, model.trainable_variables)
         optimizer.apply(gradients, model.trainable_variables)
         unit = float(optimizer._unit)
-        np.testing.assert_allclose(optimizer.damping, unit, rtol=1e-6)
+        np.testing.assert_allclose(optimizer.damping, 0.1 * unit, rtol=1e-6)
     assert float(loss(y, model(x))) < float(value)
 
 

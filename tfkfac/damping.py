@@ -18,8 +18,8 @@ class LevenbergMarquardt:
 
     Every `every` updates the loss is evaluated once more, after the step: ``ρ > ¾`` makes λ smaller
     by ``decay**every``, ``ρ < ¼`` larger by the same. Before that a λ that serves is sought: until
-    `SETTLED` steps in a row have ``ρ ≥ ¼``, every step is evaluated, and one that has not is taken
-    back and λ made `RAISE` times as large.
+    `SETTLED` steps in a row lower the loss with ``ρ ≥ ¼``, every step is evaluated, and one that
+    does not is taken back, the momentum with it, and λ made `RAISE` times as large.
 
     Example:
 
@@ -36,13 +36,16 @@ class LevenbergMarquardt:
             chosen to do what is foreseen, so that ρ alone would let λ fall below the noise of the
             factors of small batches.
         maximum: The greatest λ, likewise.
-        relative: Whether λ₀ and its bounds are multiples of the mean eigenvalue.
+        relative: Whether λ₀ and its bounds are multiples of the mean eigenvalue, and every block is
+            damped in proportion to its own: one whose eigenvalues are ten times those of the first
+            batch's F, by 10·λ. The blocks of a network differ by orders of magnitude, so that one λ
+            for all would leave some without damping and hold others back.
 
     Raises:
         ValueError: An argument is not allowed.
     """
 
-    initial: float = 1.0
+    initial: float = 0.1
     decay: float = 0.95
     every: int = 5
     minimum: float | None = None
@@ -126,6 +129,17 @@ RAISE = 5.0
 
 SERVES = 0.25
 """The least ρ of a step that is kept while a λ is sought."""
+
+
+def in_units_of(unit: tf.Tensor, mean_eigenvalue: tf.Tensor) -> tf.Tensor:
+    """The mean eigenvalue of a block over the one that λ is reported in; 1 if either is 0.
+
+    Args:
+        unit: The mean eigenvalue of F on the first batch.
+        mean_eigenvalue: Of the block, as it stands.
+    """
+    share = tf.cast(mean_eigenvalue, unit.dtype) / unit
+    return tf.where(tf.math.is_finite(share) & (share > 0.0), share, tf.ones_like(share))
 
 
 def ratio_of(change: tf.Tensor, foreseen: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals
+from tfkfac import indexed_slices, keras_internals
 from tfkfac.blocks import (
     Block,
     CurvatureBlock,
@@ -26,7 +26,7 @@ from tfkfac.registry import NotCoveredError, build_blocks
 from tfkfac.summary import print_summary
 from tfkfac.variable_slice import put, take, whole_of
 
-MAX_FACTOR_SIZE = 8192
+MAX_FACTOR_SIZE = 4096
 """Largest dense factor by default (measured, see docs/layers.md)."""
 
 
@@ -174,6 +174,34 @@ class LayerCollection:
                 parts.extend(block.variables)
                 directions.extend(block.precondition(of_block))
         wholes = put(parts, directions)
+        return [wholes[id(variable)] for variable in variables]
+
+    def scaled(
+        self,
+        vectors: Sequence[Any],
+        variables: Sequence[Any],
+        scale_of: Callable[[Block], tf.Tensor],
+    ) -> list[Any]:
+        """Vectors over the variables, times a number of each block.
+
+        Args:
+            vectors: One for each of `variables`.
+            variables: The trainable variables that have a gradient.
+            scale_of: The number.
+        """
+        given = {id(v): vector for v, vector in zip(variables, vectors, strict=True)}
+        parts: list[Any] = []
+        scaled: list[Any] = []
+        for block in self.blocks:
+            scale = scale_of(block)
+            for variable in block.variables:
+                if id(whole_of(variable)) in given:
+                    part = take(variable, given)
+                    values = indexed_slices.values_of(part)
+                    values *= tf.cast(scale, values.dtype)
+                    parts.append(variable)
+                    scaled.append(indexed_slices.with_values(part, values))
+        wholes = put(parts, scaled)
         return [wholes[id(variable)] for variable in variables]
 
     def mean_eigenvalue(self) -> tf.Tensor:

@@ -50,6 +50,11 @@ class LocalModel:
         self._batch = batch
         self.dtype = dtype
 
+    @property
+    def variables(self) -> Sequence[Any]:
+        """The variables that have a gradient."""
+        return self._batch.variables
+
     def plane(self, directions: Sequence[Any], steps: Sequence[Any]) -> QuadraticModel:
         """q on the plane of p (`directions`) and d (`steps`), without damping."""
         p, d = self._push_forward(directions, steps)

@@ -224,12 +224,11 @@ class KFAC(Gathering):
         turns = take_turns([block.refresh_cost for block in blocks])
         phases = tf.constant([phase for phase, _ in turns], tf.float64)
         due = is_due(updates, self.inverse_update_every, phases) | self._damping_jumped()
-        damping = tf.convert_to_tensor(self.damping)
         for is_now, (_, positions) in zip(tf.unstack(due, len(turns)), turns, strict=True):
 
             def refresh(positions: list[int] = positions) -> None:
                 for position in positions:
-                    blocks[position].refresh(damping)
+                    blocks[position].refresh(self._damping_of(blocks[position]))
 
             tf.cond(is_now, refresh, lambda: None)
         self._jumped.assign(tf.zeros_like(self._jumped))

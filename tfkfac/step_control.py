@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 
 from tfkfac import indexed_slices
-from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, ratio_of
+from tfkfac.blocks import Block, CurvatureBlock
+from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, in_units_of, ratio_of
 from tfkfac.hyperparameters import AUTO, Hyperparameter, Range, is_auto, refuse_if_automatic
 from tfkfac.kept_state import KeptState
 from tfkfac.local_model import Batch, LocalModel
@@ -103,9 +104,14 @@ class StepControl(KeptState):
 
     # --- damping before the first step -----------------------------------------------------
 
-    def _current_damping(self) -> tf.Tensor:
-        """λ."""
-        return tf.convert_to_tensor(self.damping)
+    def _damping_of(self, block: Block) -> tf.Tensor:
+        """λ, or what it amounts to in the units of a block (`LevenbergMarquardt.relative`)."""
+        damping = tf.convert_to_tensor(self.damping)
+        relative = "damping" in self.automatic and self.levenberg_marquardt.relative
+        if not relative or not isinstance(block, CurvatureBlock):
+            return damping
+        unit = tf.convert_to_tensor(self._unit)
+        return damping * tf.cast(in_units_of(unit, block.mean_eigenvalue()), damping.dtype)
 
     def _damping_jumped(self) -> tf.Tensor:
         """Whether λ was raised since the last step, so that no inverse fits it any more."""
@@ -189,7 +195,15 @@ class StepControl(KeptState):
         momentum = tf.cast(tf.convert_to_tensor(self.momentum), local.dtype)
         if plane is None:
             return learning_rate, momentum
-        damped = plane.plus(*local.damping(self._current_damping(), directions, velocities))
+        scaled = [
+            self.layer_collection.scaled(each, local.variables, self._damping_of)
+            for each in (directions, velocities)
+        ]
+        damped = plane.plus(
+            local.dot(scaled[0], directions),
+            local.dot(scaled[0], velocities),
+            local.dot(scaled[1], velocities),
+        )
         if {"learning_rate", "momentum"} <= self.automatic:
             learning_rate, momentum = damped.minimiser()
         elif "learning_rate" in self.automatic:
@@ -233,13 +247,13 @@ class StepControl(KeptState):
         due = tf.equal((self._updates + 1) % rule.every, 0)
 
         def look() -> tf.Tensor:
-            moved = [*batch.variables, *velocities]
-            before = [tf.convert_to_tensor(variable) for variable in moved]
+            before = [tf.convert_to_tensor(variable) for variable in batch.variables]
             go()
             expected = foreseen()
             change, value = self._change_of_loss(batch)
             ratio = ratio_of(change, expected, value)
-            fails = searching & ~(tf.math.is_finite(ratio) & (ratio >= SERVES))
+            serves = tf.math.is_finite(ratio) & (ratio >= SERVES) & (change <= 0.0)
+            fails = searching & ~serves
             self._ratio.assign(tf.cast(ratio, tf.float32))
             damping = tf.convert_to_tensor(self.damping)
             cast = [tf.cast(each, damping.dtype) for each in (ratio, change, expected)]
@@ -250,9 +264,11 @@ class StepControl(KeptState):
             self._taken_back.assign_add(tf.cast(fails, tf.int64))
             self._settled.assign(tf.where(fails, tf.zeros_like(self._settled), self._settled + 1))
 
-            def take_back() -> None:
-                for variable, old in zip(moved, before, strict=True):
+            def take_back() -> None:  # with the momentum, which may be what has failed
+                for variable, old in zip(batch.variables, before, strict=True):
                     variable.assign(old)
+                for velocity in velocities:
+                    velocity.assign(tf.zeros_like(velocity))
 
             tf.cond(fails, take_back, lambda: None)
             return ~fails

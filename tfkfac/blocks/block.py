@@ -256,6 +256,10 @@ class CurvatureBlock(Block):
     def trace(self) -> tf.Tensor:
         """tr F, the sum of its eigenvalues, as it stands."""
 
+    def mean_eigenvalue(self) -> tf.Tensor:
+        """``tr F / dim F``, as it stands."""
+        return self.trace() / float(self.parameters)
+
     # --- the public face -------------------------------------------------------------------
 
     def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:
