@@ -20,10 +20,11 @@ class CurvatureMonitor(keras.callbacks.Callback):
     last measured), ``learning_rate``, ``momentum``, ``clipped_share`` (of the epoch's steps, those
     that the KL clip shortened), ``curvature_seconds`` (spent in statistics, inverses and
     preconditioning, of one step on average; not in graphs that XLA compiles), ``taken_back`` and
-    ``skipped`` (steps of the epoch), and for every Kronecker block of the layers chosen
-    ``<layer>/trace_A``, ``<layer>/trace_G``, ``<layer>/condition_A`` and ``<layer>/condition_G``
-    (the ratio of the factor's largest to its smallest eigenvalue, both with the damping that is
-    added to it).
+    ``skipped`` (steps of the epoch), and of the factors of all Kronecker blocks the largest
+    ``trace_A``, ``trace_G``, ``condition_A`` and ``condition_G`` (the ratio of a factor's largest
+    to its smallest eigenvalue, both with the damping that is added to it). What every block has,
+    ``<layer>/trace_A`` and so on, is in `history` and drawn by `plot`; of the layers that `layers`
+    names it is in the logs too.
 
     Give it before callbacks that write logs (``TensorBoard``, ``CSVLogger``); History needs no
     order.
@@ -37,9 +38,13 @@ class CurvatureMonitor(keras.callbacks.Callback):
     ```
 
     Args:
-        layers: Names or paths of layers whose factors are looked at; all by default. A condition
-            number takes an eigendecomposition a factor and epoch.
+        layers: Names or paths of the only layers whose factors are looked at, each with numbers of
+            its own in the logs; all by default, and the logs have the largest. A condition number
+            takes an eigendecomposition a factor and epoch.
         conditions: Whether condition numbers are wanted.
+
+    Attributes:
+        history: Key → what was found at the end of each epoch.
 
     Raises:
         ValueError: Training has no KFAC, or a layer no Kronecker block.
@@ -72,11 +77,11 @@ class CurvatureMonitor(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes into the logs."""
         del epoch
-        found = {**self._state(), **self._of_factors()}
-        for key, value in found.items():
+        state, factors = self._state(), self._of_factors()
+        for key, value in (state | factors).items():
             self.history.setdefault(key, []).append(value)
         if logs is not None:
-            logs.update(found)
+            logs.update(state | (_largest(factors) if self.layers is None else factors))
 
     def plot(self, path: Any = None) -> Any:
         """Draws what was logged, an axis for each kind of number.
@@ -157,14 +162,15 @@ class CurvatureMonitor(keras.callbacks.Callback):
                     f"Argument `layers`: {unknown[0]!r} has no Kronecker block. Those that have: "
                     f"{', '.join(block.name for block in collection.kronecker_blocks)}."
                 )
-        damping = tf.convert_to_tensor(self._optimizer.damping)
         found: dict[str, float] = {}
         for name, block in zip(_names(blocks), blocks, strict=True):
             for key, trace in traces(block).items():
                 found[f"{name}/trace_{key}"] = _number(trace)
             if not self.conditions:
                 continue
-            for key, condition in condition_numbers(block, damping).items():
+            for key, condition in condition_numbers(
+                block, self._optimizer.damping_of(block)
+            ).items():
                 found[f"{name}/condition_{key}"] = _number(condition)
         return found
 
@@ -191,6 +197,15 @@ def _names(blocks: Sequence[KroneckerBlock]) -> list[str]:
         name if names.count(name) == 1 else f"{name}/{block.variables[0].name}"
         for name, block in zip(names, blocks, strict=True)
     ]
+
+
+def _largest(of_layers: Mapping[str, float]) -> dict[str, float]:
+    """Kind of number → the largest of all layers: a line of logs has no room for every one."""
+    found: dict[str, float] = {}
+    for key, value in of_layers.items():
+        kind = key.rpartition("/")[2]
+        found[kind] = float(np.fmax(value, found.get(kind, -np.inf)))
+    return found
 
 
 def _number(value: Any) -> float:

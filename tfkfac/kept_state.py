@@ -72,7 +72,7 @@ class KeptState(AttachedOptimizer):
         self._averaged = self._add_count("averaged", "int64")
         self._add_state()
         for block in self._collection:
-            block.build(self.add_variable, functools.partial(self._damping_of, block))
+            block.build(self.add_variable, functools.partial(self.damping_of, block))
         self._state = self._variables[made_before:]
         self._collection.warn_of_fallbacks()
 
@@ -80,7 +80,7 @@ class KeptState(AttachedOptimizer):
         """Makes the variables of the parts of KFAC that are built on this one."""
 
     @abc.abstractmethod
-    def _damping_of(self, block: Block) -> tf.Tensor:
+    def damping_of(self, block: Block) -> tf.Tensor:
         """What is added to the curvature of a block."""
 
     def _add_count(self, name: str, dtype: str, initializer: Any = "zeros") -> Any:

@@ -176,33 +176,36 @@ class LayerCollection:
         wholes = put(parts, directions)
         return [wholes[id(variable)] for variable in variables]
 
-    def scaled(
+    def weighted_dot(
         self,
-        vectors: Sequence[Any],
+        left: Sequence[Any],
+        right: Sequence[Any],
         variables: Sequence[Any],
-        scale_of: Callable[[Block], tf.Tensor],
-    ) -> list[Any]:
-        """Vectors over the variables, times a number of each block.
+        weight_of: Callable[[Block], tf.Tensor],
+    ) -> tf.Tensor:
+        """``Σ_b w_b·u_bᵀv_b`` over the blocks.
 
         Args:
-            vectors: One for each of `variables`.
+            left: u, a tensor for each of `variables`; or only some of its rows.
+            right: v.
             variables: The trainable variables that have a gradient.
-            scale_of: The number.
+            weight_of: w_b of a block, scalar.
         """
-        given = {id(v): vector for v, vector in zip(variables, vectors, strict=True)}
-        parts: list[Any] = []
-        scaled: list[Any] = []
+        of_left, of_right = (
+            {id(variable): value for variable, value in zip(variables, values, strict=True)}
+            for values in (left, right)
+        )
+        terms = []
         for block in self.blocks:
-            scale = scale_of(block)
-            for variable in block.variables:
-                if id(whole_of(variable)) in given:
-                    part = take(variable, given)
-                    values = indexed_slices.values_of(part)
-                    values *= tf.cast(scale, values.dtype)
-                    parts.append(variable)
-                    scaled.append(indexed_slices.with_values(part, values))
-        wholes = put(parts, scaled)
-        return [wholes[id(variable)] for variable in variables]
+            dots = [
+                indexed_slices.dot(take(variable, of_left), take(variable, of_right))
+                for variable in block.variables
+                if id(whole_of(variable)) in of_left
+            ]
+            if dots:
+                total = tf.add_n([tf.cast(dot, dots[0].dtype) for dot in dots])
+                terms.append(total * tf.cast(weight_of(block), total.dtype))
+        return tf.add_n([tf.cast(term, terms[0].dtype) for term in terms])
 
     def mean_eigenvalue(self) -> tf.Tensor:
         """tr F / dim F, of the blocks that have a curvature, scalar."""

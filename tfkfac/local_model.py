@@ -50,11 +50,6 @@ class LocalModel:
         self._batch = batch
         self.dtype = dtype
 
-    @property
-    def variables(self) -> Sequence[Any]:
-        """The variables that have a gradient."""
-        return self._batch.variables
-
     def plane(self, directions: Sequence[Any], steps: Sequence[Any]) -> QuadraticModel:
         """q on the plane of p (`directions`) and d (`steps`), without damping."""
         p, d = self._push_forward(directions, steps)
@@ -73,13 +68,6 @@ class LocalModel:
         curvature = self._output_curvature().form(tangents, tangents)
         curvature += self._of_regularisers(step, step)
         return self.dot(self._batch.gradients, step) + 0.5 * curvature
-
-    def damping(
-        self, damping: tf.Tensor, directions: Sequence[Any], steps: Sequence[Any]
-    ) -> list[tf.Tensor]:
-        """``λ·pᵀp``, ``λ·pᵀd`` and ``λ·dᵀd``."""
-        pairs = (directions, directions), (directions, steps), (steps, steps)
-        return [tf.cast(damping, self.dtype) * self.dot(u, v) for u, v in pairs]
 
     def dot(self, left: Sequence[Any], right: Sequence[Any]) -> tf.Tensor:
         """``uᵀv`` over all variables."""

@@ -228,7 +228,7 @@ class KFAC(Gathering):
 
             def refresh(positions: list[int] = positions) -> None:
                 for position in positions:
-                    blocks[position].refresh(self._damping_of(blocks[position]))
+                    blocks[position].refresh(self.damping_of(blocks[position]))
 
             tf.cond(is_now, refresh, lambda: None)
         self._jumped.assign(tf.zeros_like(self._jumped))

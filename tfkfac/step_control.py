@@ -104,7 +104,7 @@ class StepControl(KeptState):
 
     # --- damping before the first step -----------------------------------------------------
 
-    def _damping_of(self, block: Block) -> tf.Tensor:
+    def damping_of(self, block: Block) -> tf.Tensor:
         """λ, or what it amounts to in the units of a block (`LevenbergMarquardt.relative`)."""
         damping = tf.convert_to_tensor(self.damping)
         relative = "damping" in self.automatic and self.levenberg_marquardt.relative
@@ -148,7 +148,7 @@ class StepControl(KeptState):
         plane = None
         if self.automatic & {"learning_rate", "momentum"}:
             plane = local.plane(directions, velocities)
-        learning_rate, momentum = self._chosen(plane, local, directions, velocities)
+        learning_rate, momentum = self._chosen(plane, batch, directions, velocities)
         if "momentum" in self.automatic and plane is not None:
             joint = plane
             guard = self._guard(batch, lambda: joint.squared_length(learning_rate, momentum))
@@ -186,24 +186,17 @@ class StepControl(KeptState):
     def _chosen(
         self,
         plane: QuadraticModel | None,
-        local: LocalModel,
+        batch: Batch,
         directions: Sequence[Any],
         velocities: Sequence[Any],
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """(α, μ): numbers, or what minimises the quadratic model with its damping."""
-        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), local.dtype)
-        momentum = tf.cast(tf.convert_to_tensor(self.momentum), local.dtype)
+        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), self._control_dtype)
+        momentum = tf.cast(tf.convert_to_tensor(self.momentum), self._control_dtype)
         if plane is None:
             return learning_rate, momentum
-        scaled = [
-            self.layer_collection.scaled(each, local.variables, self._damping_of)
-            for each in (directions, velocities)
-        ]
-        damped = plane.plus(
-            local.dot(scaled[0], directions),
-            local.dot(scaled[0], velocities),
-            local.dot(scaled[1], velocities),
-        )
+        pairs = (directions, directions), (directions, velocities), (velocities, velocities)
+        damped = plane.plus(*(self._damping_form(*pair, batch.variables) for pair in pairs))
         if {"learning_rate", "momentum"} <= self.automatic:
             learning_rate, momentum = damped.minimiser()
         elif "learning_rate" in self.automatic:
@@ -215,6 +208,13 @@ class StepControl(KeptState):
         if "momentum" in self.automatic:
             StepControl.momentum.record(self, momentum)
         return learning_rate, momentum
+
+    def _damping_form(
+        self, left: Sequence[Any], right: Sequence[Any], variables: Sequence[Any]
+    ) -> tf.Tensor:
+        """``Σ_b λ_b·u_bᵀv_b`` over the blocks."""
+        form = self.layer_collection.weighted_dot(left, right, variables, self.damping_of)
+        return tf.cast(form, self._control_dtype)
 
     def _guard(self, batch: Batch, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
         """ν, which bounds a step of this squared length in the metric of the Fisher."""
