@@ -93,7 +93,7 @@ def schedule_of(problem: Problem, name: str) -> WorkSchedule | None:
     return WorkSchedule(
         setting["factor_update_every"],
         setting["inverse_update_every"],
-        tangents=2 if automatic else 0,
+        tangents=2 if setting.get("momentum") == "auto" else 2 / 5 if automatic else 0,
         look_every=5 if automatic else None,
     )
 

@@ -333,6 +333,36 @@ def test_a_loss_that_is_summed_trains_as_its_mean_does() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-3)
 
 
+def test_a_learning_rate_is_measured_every_so_many_steps() -> None:
+    x, y = models.vectors(32)
+    rule = tfkfac.LevenbergMarquardt(every=1000)
+    optimizer = tfkfac.KFAC(damping=rule, learning_rate_update_every=4, seed=0)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    rates = []
+    for _ in range(60):
+        model.train_on_batch(x, y)
+        rates.append(float(optimizer.learning_rate))
+    changes = np.flatnonzero(np.diff(rates[40:])) + 1
+    assert len(changes) >= 4
+    np.testing.assert_array_equal(np.diff(changes), 4)
+    assert len(set(rates[:8])) > 4
+
+
+def test_a_learning_rate_of_zero_is_measured_again() -> None:
+    """Nothing would ever move otherwise: here after a burn-in."""
+    x, y = models.vectors(32)
+    optimizer = tfkfac.KFAC(damping=0.1, burn_in=4, learning_rate_update_every=1000, seed=0)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    rates = []
+    for _ in range(5):
+        model.train_on_batch(x, y)
+        rates.append(float(optimizer.learning_rate))
+    assert rates[:4] == [0.0] * 4
+    assert rates[4] > 0
+
+
 def test_an_embedding_keeps_its_rows() -> None:
     """Tokens that never occur stay as they are, with everything automatic."""
     x, y = _sequences()

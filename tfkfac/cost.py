@@ -22,14 +22,14 @@ class WorkSchedule:
     Attributes:
         factor_update_every: Steps between updates of the factors.
         inverse_update_every: Steps in which every inverse is made once.
-        tangents: Jacobian-vector products in each step: 2 where learning rate or momentum is
-            "auto".
+        tangents: Jacobian-vector products of a mean step: where the learning rate is "auto", 2 in
+            each step that measures it; 2 in every step where the momentum is.
         look_every: Steps between evaluations of the loss after a step, where the damping is "auto".
     """
 
     factor_update_every: int = 10
     inverse_update_every: int = 20
-    tangents: int = 2
+    tangents: float = 2 / 5
     look_every: int | None = 5
 
 

@@ -278,7 +278,7 @@ class LayerCollection:
             schedule=WorkSchedule(
                 factor_update_every,
                 inverse_update_every,
-                tangents=2 if automatic else 0,
+                tangents=2 / 5 if automatic else 0,
                 look_every=5 if automatic else None,
             ),
             print_fn=print_fn,

@@ -57,6 +57,9 @@ class KFAC(Gathering):
         momentum: μ in [0, 1), a float or a schedule.
         damping: λ > 0, a float or a schedule: what is added to the curvature. Larger is more
             careful.
+        learning_rate_update_every: Steps between two measurements of a learning rate that is
+            "auto"; in the first steps they come more often. With ``momentum="auto"`` both are
+            measured in every step.
         factor_decay: Decay of the averages of the factors, for each factor update.
         factor_update_every: Steps between two updates of the factors.
         inverse_update_every: Steps in which every inverse is recomputed once; layers take turns,
@@ -93,6 +96,7 @@ class KFAC(Gathering):
         momentum: Any = 0.6,
         damping: Any = "auto",
         *,
+        learning_rate_update_every: int = 5,
         factor_decay: Any = 0.95,
         factor_update_every: int = 10,
         inverse_update_every: int = 20,
@@ -116,6 +120,7 @@ class KFAC(Gathering):
         given = {
             "momentum": momentum,
             "damping": AUTO if isinstance(damping, LevenbergMarquardt) else damping,
+            "learning_rate_update_every": learning_rate_update_every,
             "factor_decay": factor_decay,
             "factor_update_every": factor_update_every,
             "inverse_update_every": inverse_update_every,

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import tensorflow as tf
 
 
-@dataclasses.dataclass(frozen=True)
-class QuadraticModel:
+class QuadraticModel(NamedTuple):
     """q on the plane of p and d; all attributes are scalars.
 
     Attributes:
@@ -30,8 +29,7 @@ class QuadraticModel:
 
     def plus(self, pp: tf.Tensor, pd: tf.Tensor, dd: tf.Tensor) -> QuadraticModel:
         """The model with more curvature: that of damping, or of regularisers."""
-        return dataclasses.replace(
-            self,
+        return self._replace(
             curvature_pp=self.curvature_pp + pp,
             curvature_pd=self.curvature_pd + pd,
             curvature_dd=self.curvature_dd + dd,

@@ -15,6 +15,7 @@ from tfkfac.hyperparameters import AUTO, Hyperparameter, Range, is_auto, refuse_
 from tfkfac.kept_state import KeptState
 from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
+from tfkfac.schedule import is_due
 from tfkfac.second_look import can_look_again, loss_at_present_weights
 from tfkfac.step_size import AUTO_KL_CLIP, kl_clip_scale
 from tfkfac.stopwatch import Stopwatch
@@ -26,6 +27,7 @@ class StepControl(KeptState):
 
     momentum = Hyperparameter(Range(0.0, 1.0, open_above=True, automatic=True))
     damping = Hyperparameter(Range(0.0, open_below=True, automatic=True), start=1.0)
+    learning_rate_update_every = Hyperparameter(Range(1, integer=True))
     kl_clip = Hyperparameter(
         Range(0.0, open_below=True, automatic=True), optional=True, start=AUTO_KL_CLIP
     )
@@ -145,11 +147,17 @@ class StepControl(KeptState):
         """
         velocities = [self._velocities[self._get_variable_index(v)] for v in batch.variables]
         local = LocalModel(batch, self._control_dtype)
+        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), local.dtype)
+        momentum = tf.cast(tf.convert_to_tensor(self.momentum), local.dtype)
         plane = None
         if self.automatic & {"learning_rate", "momentum"}:
-            plane = local.plane(directions, velocities)
-        learning_rate, momentum = self._chosen(plane, batch, directions, velocities)
-        if "momentum" in self.automatic and plane is not None:
+            due = self._plane_is_due()
+            plane, damped = self._planes(due, local, batch, directions, velocities)
+            best, momentum = self._best_on(damped, learning_rate, momentum)
+            learning_rate = tf.where(due, best, learning_rate)
+            self._note(learning_rate, momentum)
+        if "momentum" in self.automatic:
+            assert plane is not None
             joint = plane
             guard = self._guard(batch, lambda: joint.squared_length(learning_rate, momentum))
             momentum *= guard  # of two numbers that only together make a good step
@@ -183,38 +191,52 @@ class StepControl(KeptState):
             go()
         self._decay_weights(batch.variables, velocities, kept)
 
-    def _chosen(
+    def _plane_is_due(self) -> tf.Tensor:
+        """Whether q is measured in this step: a μ fits no other than the one it is made for."""
+        if "momentum" in self.automatic:
+            return tf.constant(True)
+        due = is_due(self._updates, self.learning_rate_update_every)
+        due |= tf.convert_to_tensor(self.learning_rate) <= 0.0
+        return due | self._look_is_due() if "damping" in self.automatic else due
+
+    def _planes(
         self,
-        plane: QuadraticModel | None,
+        due: tf.Tensor,
+        local: LocalModel,
         batch: Batch,
         directions: Sequence[Any],
         velocities: Sequence[Any],
+    ) -> tuple[QuadraticModel, QuadraticModel]:
+        """q on the plane of p and d, without its damping and with it; zeros if it is not due."""
+
+        def measured() -> tuple[QuadraticModel, QuadraticModel]:
+            plane = local.plane(directions, velocities)
+            pairs = (directions, directions), (directions, velocities), (velocities, velocities)
+            forms = (
+                self.layer_collection.weighted_dot(*pair, batch.variables, self.damping_of)
+                for pair in pairs
+            )
+            return plane, plane.plus(*(tf.cast(form, local.dtype) for form in forms))
+
+        nothing = QuadraticModel(*[tf.zeros([], local.dtype)] * 5)
+        return tf.cond(due, measured, lambda: (nothing, nothing))
+
+    def _best_on(
+        self, damped: QuadraticModel, learning_rate: tf.Tensor, momentum: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(α, μ): numbers, or what minimises the quadratic model with its damping."""
-        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), self._control_dtype)
-        momentum = tf.cast(tf.convert_to_tensor(self.momentum), self._control_dtype)
-        if plane is None:
-            return learning_rate, momentum
-        pairs = (directions, directions), (directions, velocities), (velocities, velocities)
-        damped = plane.plus(*(self._damping_form(*pair, batch.variables) for pair in pairs))
+        """(α, μ) that minimise the quadratic model; what is not automatic stays."""
         if {"learning_rate", "momentum"} <= self.automatic:
-            learning_rate, momentum = damped.minimiser()
-        elif "learning_rate" in self.automatic:
-            learning_rate = damped.learning_rate(momentum)
-        else:
-            momentum = damped.momentum(learning_rate)
+            return damped.minimiser()
+        if "learning_rate" in self.automatic:
+            return damped.learning_rate(momentum), momentum
+        return learning_rate, damped.momentum(learning_rate)
+
+    def _note(self, learning_rate: tf.Tensor, momentum: tf.Tensor) -> None:
+        """Keeps what was chosen: the next steps go by it, and callbacks look at it."""
         if "learning_rate" in self.automatic:
             self._learning_rate.assign(tf.cast(learning_rate, self._learning_rate.dtype))
         if "momentum" in self.automatic:
             StepControl.momentum.record(self, momentum)
-        return learning_rate, momentum
-
-    def _damping_form(
-        self, left: Sequence[Any], right: Sequence[Any], variables: Sequence[Any]
-    ) -> tf.Tensor:
-        """``Σ_b λ_b·u_bᵀv_b`` over the blocks."""
-        form = self.layer_collection.weighted_dot(left, right, variables, self.damping_of)
-        return tf.cast(form, self._control_dtype)
 
     def _guard(self, batch: Batch, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
         """ν, which bounds a step of this squared length in the metric of the Fisher."""
@@ -243,8 +265,7 @@ class StepControl(KeptState):
             Whether the step was kept, a boolean scalar.
         """
         rule = self.levenberg_marquardt
-        searching = (self._settled < SETTLED) & (self._taken_back < _MOST_TAKEN_BACK)
-        due = tf.equal((self._updates + 1) % rule.every, 0)
+        searching = self._is_searching()
 
         def look() -> tf.Tensor:
             before = [tf.convert_to_tensor(variable) for variable in batch.variables]
@@ -277,7 +298,16 @@ class StepControl(KeptState):
             go()
             return tf.constant(True)
 
-        return tf.cond(searching | due, look, only_go)
+        return tf.cond(self._look_is_due(), look, only_go)
+
+    def _is_searching(self) -> tf.Tensor:
+        """Whether a λ that serves is still sought."""
+        return (self._settled < SETTLED) & (self._taken_back < _MOST_TAKEN_BACK)
+
+    def _look_is_due(self) -> tf.Tensor:
+        """Whether the loss is evaluated after this step."""
+        every = tf.equal((self._updates + 1) % self.levenberg_marquardt.every, 0)
+        return self._is_searching() | every
 
     def _change_of_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """h(θ + δ) − h(θ) and h(θ), of the mean loss; the weights are at θ + δ."""
