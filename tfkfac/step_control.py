@@ -1,38 +1,34 @@
-"""How far a step goes, and how careful the next one is: learning rate, momentum, damping."""
+"""How far a step goes: learning rate, momentum and the bound of the step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfkfac import indexed_slices
-from tfkfac.blocks import Block, CurvatureBlock
-from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, in_units_of, ratio_of
+from tfkfac.adaptive_damping import AdaptiveDamping
 from tfkfac.hyperparameters import AUTO, Hyperparameter, Range, is_auto, refuse_if_automatic
-from tfkfac.kept_state import KeptState
 from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.schedule import is_due
-from tfkfac.second_look import can_look_again, loss_at_present_weights
+from tfkfac.second_look import can_look_again
 from tfkfac.step_size import AUTO_KL_CLIP, kl_clip_scale
 from tfkfac.stopwatch import Stopwatch
-from tfkfac.units import per_example, share_of_mean
+from tfkfac.units import per_example
 
 
-class StepControl(KeptState):
-    """The part of KFAC that chooses α, μ, ν and λ (mathematics.md §3, §5, §6)."""
+class StepControl(AdaptiveDamping):
+    """The part of KFAC that chooses α, μ and ν (mathematics.md §3, §5)."""
 
     momentum = Hyperparameter(Range(0.0, 1.0, open_above=True, automatic=True))
-    damping = Hyperparameter(Range(0.0, open_below=True, automatic=True), start=1.0)
     learning_rate_update_every = Hyperparameter(Range(1, integer=True))
     kl_clip = Hyperparameter(
         Range(0.0, open_below=True, automatic=True), optional=True, start=AUTO_KL_CLIP
     )
 
-    def __init__(self, *, learning_rate: Any, damping: Any, **kwargs: Any) -> None:
+    def __init__(self, *, learning_rate: Any, **kwargs: Any) -> None:
         automatic = is_auto(learning_rate)
         if automatic:
             learning_rate = 0.0
@@ -40,11 +36,9 @@ class StepControl(KeptState):
             Range(0.0, automatic=True).check("learning_rate", learning_rate)
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self.automatic = {"learning_rate"} if automatic else set()
+        if automatic:
+            self.automatic.add("learning_rate")
         self._stopwatch = Stopwatch()
-        self.levenberg_marquardt = LevenbergMarquardt()
-        if isinstance(damping, LevenbergMarquardt):
-            self.levenberg_marquardt = damping
 
     @property
     def learning_rate(self) -> Any:
@@ -62,22 +56,12 @@ class StepControl(KeptState):
         return bool(self.automatic & {"learning_rate", "momentum", "damping"})
 
     def _add_state(self) -> None:
-        """Makes the variables that tell how the last steps went."""
+        """Makes what is counted."""
         super()._add_state()
-        self._ratio = self._add_count("reduction_ratio", "float32")
         self._clipped_steps = self._add_count("clipped_steps", "int64")
-        self._settled = self._add_count("settled", "int64")
-        self._taken_back = self._add_count("taken_back", "int64")
-        self._jumped = self._add_count("damping_jumped", "int64")
-        self._unit = self._add_count("mean_eigenvalue", "float32", "ones")
         self._stopwatch.seconds = self._add_count("curvature_seconds", "float64")
 
     # --- what callbacks ask ----------------------------------------------------------------
-
-    @property
-    def reduction_ratio(self) -> float:
-        """ρ, the true over the foreseen change of the loss, when it was last measured (else 0)."""
-        return float(self._ratio.numpy())
 
     def counts(self) -> dict[str, float]:
         """What has happened since training began.
@@ -104,36 +88,10 @@ class StepControl(KeptState):
         self._stopwatch.on |= changes
         return changes
 
-    # --- damping before the first step -----------------------------------------------------
-
-    def damping_of(self, block: Block) -> tf.Tensor:
-        """λ, or what it amounts to in the units of a block (`LevenbergMarquardt.relative`)."""
-        damping = tf.convert_to_tensor(self.damping)
-        relative = "damping" in self.automatic and self.levenberg_marquardt.relative
-        if not relative or not isinstance(block, CurvatureBlock):
-            return damping
-        unit = tf.convert_to_tensor(self._unit)
-        return damping * tf.cast(in_units_of(unit, block.mean_eigenvalue()), damping.dtype)
-
-    def _damping_jumped(self) -> tf.Tensor:
-        """Whether λ was raised since the last step, so that no inverse fits it any more."""
-        return self._jumped > 0
-
     def _control_config(self) -> dict[str, Any]:
         """What `get_config` tells of learning rate and damping."""
-        config: dict[str, Any] = {}
-        if "learning_rate" in self.automatic:
-            config["learning_rate"] = AUTO
-        if "damping" in self.automatic and self.levenberg_marquardt != LevenbergMarquardt():
-            config["damping"] = keras.saving.serialize_keras_object(self.levenberg_marquardt)
-        return config
-
-    def _begin_damping(self) -> None:
-        """λ₀, from the curvature of the first batch."""
-        unit = self.layer_collection.mean_eigenvalue()
-        unit = tf.where(tf.math.is_finite(unit) & (unit > 0.0), unit, tf.ones_like(unit))
-        self._unit.assign(tf.cast(unit, tf.float32))
-        StepControl.damping.record(self, self.levenberg_marquardt.first(unit))
+        automatic = {"learning_rate": AUTO} if "learning_rate" in self.automatic else {}
+        return automatic | self._damping_config()
 
     # --- one step --------------------------------------------------------------------------
 
@@ -250,83 +208,6 @@ class StepControl(KeptState):
         self._clipped_steps.assign_add(tf.cast(scale < 1.0, tf.int64))
         return scale
 
-    # --- the look back ---------------------------------------------------------------------
-
-    def _go_and_look(
-        self,
-        batch: Batch,
-        velocities: Sequence[Any],
-        go: Callable[[], None],
-        foreseen: Callable[[], tf.Tensor],
-    ) -> tf.Tensor:
-        """Goes; every `every` updates, and while a λ is sought, compares with what was foreseen.
-
-        Returns:
-            Whether the step was kept, a boolean scalar.
-        """
-        rule = self.levenberg_marquardt
-        searching = self._is_searching()
-
-        def look() -> tf.Tensor:
-            before = [tf.convert_to_tensor(variable) for variable in batch.variables]
-            go()
-            expected = foreseen()
-            change, value = self._change_of_loss(batch)
-            ratio = ratio_of(change, expected, value)
-            serves = tf.math.is_finite(ratio) & (ratio >= SERVES) & (change <= 0.0)
-            fails = searching & ~serves
-            self._ratio.assign(tf.cast(ratio, tf.float32))
-            damping = tf.convert_to_tensor(self.damping)
-            cast = [tf.cast(each, damping.dtype) for each in (ratio, change, expected)]
-            adapted = tf.where(searching, damping, rule.adapted(damping, *cast))
-            adapted = tf.where(fails, RAISE * damping, adapted)
-            StepControl.damping.record(self, rule.bounded(adapted, self._unit))
-            self._jumped.assign(tf.cast(fails, tf.int64))  # until the inverses have followed
-            self._taken_back.assign_add(tf.cast(fails, tf.int64))
-            self._settled.assign(tf.where(fails, tf.zeros_like(self._settled), self._settled + 1))
-
-            def take_back() -> None:  # with the momentum, which may be what has failed
-                for variable, old in zip(batch.variables, before, strict=True):
-                    variable.assign(old)
-                for velocity in velocities:
-                    velocity.assign(tf.zeros_like(velocity))
-
-            tf.cond(fails, take_back, lambda: None)
-            return ~fails
-
-        def only_go() -> tf.Tensor:
-            go()
-            return tf.constant(True)
-
-        return tf.cond(self._look_is_due(), look, only_go)
-
-    def _is_searching(self) -> tf.Tensor:
-        """Whether a λ that serves is still sought."""
-        return (self._settled < SETTLED) & (self._taken_back < _MOST_TAKEN_BACK)
-
-    def _look_is_due(self) -> tf.Tensor:
-        """Whether the loss is evaluated after this step."""
-        every = tf.equal((self._updates + 1) % self.levenberg_marquardt.every, 0)
-        return self._is_searching() | every
-
-    def _change_of_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """h(θ + δ) − h(θ) and h(θ), of the mean loss; the weights are at θ + δ."""
-        assert batch.record.replay is not None
-        with self._recorder.paused():
-            after = loss_at_present_weights(self._require_model(), batch.record)
-        values = [
-            tf.reduce_sum(tf.cast(h, self._control_dtype))
-            for h in (after, batch.record.replay.value)
-        ]
-        after, before = (share_of_mean(h, batch.observations[0]) for h in values)
-        return after - before, before
-
-    @property
-    def _control_dtype(self) -> tf.DType:
-        """Of scalars such as ρ."""
-        double = any(str(v.dtype) == "float64" for v in self._trainable_variables)
-        return tf.float64 if double else tf.float32
-
     def _decay_weights(
         self, variables: Sequence[Any], velocities: Sequence[Any], kept: tf.Tensor
     ) -> None:
@@ -344,7 +225,3 @@ class StepControl(KeptState):
                 rate = tf.cast(self.learning_rate, variable.dtype) * self.weight_decay
                 rate *= tf.cast(kept, variable.dtype)
                 variable.assign(variable - rate * (variable - tf.cast(velocity, variable.dtype)))
-
-
-_MOST_TAKEN_BACK = 30
-"""Steps that are taken back at most: a loss that is noise of its own never does as foreseen."""
