@@ -26,7 +26,7 @@ from tfkfac.registry import NotCoveredError, build_blocks
 from tfkfac.summary import print_summary
 from tfkfac.variable_slice import put, take, whole_of
 
-MAX_FACTOR_SIZE = 4096
+MAX_FACTOR_SIZE = 5000
 """Largest dense factor by default (measured, see docs/layers.md)."""
 
 
