@@ -89,12 +89,12 @@ def schedule_of(problem: Problem, name: str) -> WorkSchedule | None:
     setting = problem.settings.get(name)
     if setting is None:
         return None
-    automatic = "learning_rate" in setting
+    automatic = setting.get("momentum") == "auto"  # and all the rest, see `benchmarks.problems`
     return WorkSchedule(
         setting["factor_update_every"],
         setting["inverse_update_every"],
-        tangents=2 if setting.get("momentum") == "auto" else 2 / 5 if automatic else 0,
-        look_every=5 if automatic else None,
+        tangents=2 if automatic else 0,
+        look_every=WorkSchedule.look_every if automatic else None,
     )
 
 

@@ -333,34 +333,60 @@ def test_a_loss_that_is_summed_trains_as_its_mean_does() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-3)
 
 
-def test_a_learning_rate_is_measured_every_so_many_steps() -> None:
+def _rates(optimizer: tfkfac.KFAC, steps: int) -> list[float]:
+    """The learning rate of each step."""
     x, y = models.vectors(32)
-    rule = tfkfac.LevenbergMarquardt(every=1000)
-    optimizer = tfkfac.KFAC(damping=rule, learning_rate_update_every=4, seed=0)
     model = models.sequential()
     model.compile(optimizer, models.crossentropy())
     rates = []
-    for _ in range(60):
+    for _ in range(steps):
         model.train_on_batch(x, y)
         rates.append(float(optimizer.learning_rate))
+    return rates
+
+
+def test_a_learning_rate_is_measured_every_so_many_steps() -> None:
+    rule = tfkfac.LevenbergMarquardt(every=1000)
+    rates = _rates(tfkfac.KFAC(damping=rule, learning_rate_update_every=4, seed=0), 60)
     changes = np.flatnonzero(np.diff(rates[40:])) + 1
     assert len(changes) >= 4
     np.testing.assert_array_equal(np.diff(changes), 4)
     assert len(set(rates[:8])) > 4
 
 
-def test_a_learning_rate_of_zero_is_measured_again() -> None:
-    """Nothing would ever move otherwise: here after a burn-in."""
-    x, y = models.vectors(32)
+def test_a_learning_rate_is_measured_after_a_burn_in() -> None:
     optimizer = tfkfac.KFAC(damping=0.1, burn_in=4, learning_rate_update_every=1000, seed=0)
-    model = models.sequential()
-    model.compile(optimizer, models.crossentropy())
-    rates = []
-    for _ in range(5):
-        model.train_on_batch(x, y)
-        rates.append(float(optimizer.learning_rate))
+    rates = _rates(optimizer, 5)
     assert rates[:4] == [0.0] * 4
     assert rates[4] > 0
+
+
+def test_a_learning_rate_of_zero_is_measured_again() -> None:
+    """Nothing would move until the next turn otherwise."""
+    optimizer = tfkfac.KFAC(damping=0.1, learning_rate_update_every=1000, seed=0)
+    x, y = models.vectors(32)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    model.train_on_batch(x, y)
+    optimizer._updates.assign(4)  # rounds(4) ends no round, see tfkfac/schedule.py
+    optimizer._learning_rate.assign(0.0)
+    model.train_on_batch(x, y)
+    assert float(optimizer.learning_rate) > 0
+
+
+def test_steps_of_ones_own_measure_it_as_seldom() -> None:
+    """Nobody looks after these steps, so no λ is ever found; that is no reason to measure."""
+    x, y = models.vectors(32)
+    model = models.sequential()
+    optimizer = tfkfac.KFAC(learning_rate_update_every=1000, seed=0, model=model)
+    loss, rates = models.crossentropy(), []
+    for _ in range(12):
+        with tf.GradientTape() as tape, optimizer.record() as record:
+            value = record.loss(loss, y, model(x, training=True))
+        gradients = tape.gradient(value, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        rates.append(float(optimizer.learning_rate))
+    assert len(set(rates)) < 9
 
 
 def test_an_embedding_keeps_its_rows() -> None:

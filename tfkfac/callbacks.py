@@ -204,7 +204,7 @@ def _largest(of_layers: Mapping[str, float]) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, value in of_layers.items():
         kind = key.rpartition("/")[2]
-        found[kind] = float(np.fmax(value, found.get(kind, -np.inf)))
+        found[kind] = float(np.fmax(value, found.get(kind, np.nan)))
     return found
 
 

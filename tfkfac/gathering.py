@@ -28,7 +28,6 @@ class Gathering(StepControl):
     factor_decay = Hyperparameter(Range(0.0, 1.0, open_above=True))
     factor_update_every = Hyperparameter(Range(1, integer=True))
 
-    burn_in: int
     fisher: str
     max_exact_outputs: int
 
@@ -89,8 +88,7 @@ class Gathering(StepControl):
 
     def _factors_are_due(self) -> tf.Tensor:
         """Whether this update is one that looks at the curvature."""
-        updates = self._updates - self.burn_in
-        return is_due(updates, self.factor_update_every) | (updates < 0)
+        return is_due(self._moves, self.factor_update_every) | (self._moves < 0)
 
     def _update_factors(self, batch: Batch) -> None:
         """Enters the statistics of the batch into the averages."""

@@ -181,7 +181,7 @@ class LayerCollection:
         left: Sequence[Any],
         right: Sequence[Any],
         variables: Sequence[Any],
-        weight_of: Callable[[Block], tf.Tensor],
+        weights: Sequence[tf.Tensor],
     ) -> tf.Tensor:
         """``Σ_b w_b·u_bᵀv_b`` over the blocks.
 
@@ -189,14 +189,14 @@ class LayerCollection:
             left: u, a tensor for each of `variables`; or only some of its rows.
             right: v.
             variables: The trainable variables that have a gradient.
-            weight_of: w_b of a block, scalar.
+            weights: w_b, a scalar for each block.
         """
         of_left, of_right = (
             {id(variable): value for variable, value in zip(variables, values, strict=True)}
             for values in (left, right)
         )
         terms = []
-        for block in self.blocks:
+        for block, weight in zip(self.blocks, weights, strict=True):
             dots = [
                 indexed_slices.dot(take(variable, of_left), take(variable, of_right))
                 for variable in block.variables
@@ -204,7 +204,7 @@ class LayerCollection:
             ]
             if dots:
                 total = tf.add_n([tf.cast(dot, dots[0].dtype) for dot in dots])
-                terms.append(total * tf.cast(weight_of(block), total.dtype))
+                terms.append(total * tf.cast(weight, total.dtype))
         return tf.add_n([tf.cast(term, terms[0].dtype) for term in terms])
 
     def mean_eigenvalue(self) -> tf.Tensor:
@@ -278,8 +278,8 @@ class LayerCollection:
             schedule=WorkSchedule(
                 factor_update_every,
                 inverse_update_every,
-                tangents=2 / 5 if automatic else 0,
-                look_every=5 if automatic else None,
+                tangents=WorkSchedule.tangents if automatic else 0,
+                look_every=WorkSchedule.look_every if automatic else None,
             ),
             print_fn=print_fn,
         )

@@ -53,10 +53,12 @@ class KFAC(Gathering):
     ```
 
     Args:
-        learning_rate: α, a float or a ``keras.optimizers.schedules`` schedule.
-        momentum: μ in [0, 1), a float or a schedule.
+        learning_rate: α, a float, a ``keras.optimizers.schedules`` schedule, or "auto": what
+            minimises the exact quadratic model of the loss on the batch.
+        momentum: μ in [0, 1), a float, a schedule, or "auto", likewise.
         damping: λ > 0, a float or a schedule: what is added to the curvature. Larger is more
-            careful.
+            careful. "auto" follows how well steps do what was foreseen, by the rule of
+            ``tfkfac.LevenbergMarquardt``, an object of which may be given too.
         learning_rate_update_every: Steps between two measurements of a learning rate that is
             "auto"; in the first steps they come more often. With ``momentum="auto"`` both are
             measured in every step.
@@ -68,7 +70,10 @@ class KFAC(Gathering):
             uses the labels of the data.
         method: "cholesky" (factored Tikhonov damping), "eigen" (exact Tikhonov damping) or "ekfac"
             (exact, with eigenvalues that are measured; George et al. 2018).
-        kl_clip: Bound c of ``α² gᵀF̂⁻¹g``: longer steps are scaled down. None for no bound.
+        kl_clip: Bound c of ``α² gᵀF̂⁻¹g``: longer steps are scaled down. None for no bound; "auto"
+            is a hundredth of a nat for each unit of the output.
+        norm_constraint: The same bound by another name.
+        burn_in: Steps at the start that collect statistics and leave the weights alone.
         skip: Regular expressions; layers whose path one of them matches get no curvature.
         max_factor_size: A Kronecker factor of a larger dimension keeps its diagonal only (its
             memory grows with the square of the dimension, its inverse with the cube); None for no
@@ -82,7 +87,7 @@ class KFAC(Gathering):
         name: Name of the optimizer.
         **kwargs: As for every Keras optimizer: `weight_decay` (decoupled), `clipnorm`,
             `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
-            `loss_scale_factor`.
+            `loss_scale_factor`, `gradient_accumulation_steps`.
 
     Raises:
         ValueError: An argument is not allowed; the message says what is.
@@ -196,7 +201,7 @@ class KFAC(Gathering):
 
     def _step(self, batch: Batch, gradients: Sequence[Any]) -> None:
         """Curvature, direction, length, assignment: the algorithm."""
-        updates = self._updates - self.burn_in
+        updates = self._moves
         with self._stopwatch.running():
             tf.cond(self._factors_are_due(), lambda: self._update_factors(batch), lambda: None)
         if "damping" in self.automatic:

@@ -22,6 +22,8 @@ from tfkfac.units import per_example
 class StepControl(AdaptiveDamping):
     """The part of KFAC that chooses α, μ and ν (mathematics.md §3, §5)."""
 
+    burn_in: int
+
     momentum = Hyperparameter(Range(0.0, 1.0, open_above=True, automatic=True))
     learning_rate_update_every = Hyperparameter(Range(1, integer=True))
     kl_clip = Hyperparameter(
@@ -93,6 +95,11 @@ class StepControl(AdaptiveDamping):
         automatic = {"learning_rate": AUTO} if "learning_rate" in self.automatic else {}
         return automatic | self._damping_config()
 
+    @property
+    def _moves(self) -> tf.Tensor:
+        """Updates so far that moved the weights; below 0 during the burn-in."""
+        return self._updates - self.burn_in
+
     # --- one step --------------------------------------------------------------------------
 
     def _make_step(self, batch: Batch, gradients: Sequence[Any], directions: Sequence[Any]) -> None:
@@ -107,9 +114,10 @@ class StepControl(AdaptiveDamping):
         local = LocalModel(batch, self._control_dtype)
         learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), local.dtype)
         momentum = tf.cast(tf.convert_to_tensor(self.momentum), local.dtype)
+        looks = "damping" in self.automatic and can_look_again(batch.record)
         plane = None
         if self.automatic & {"learning_rate", "momentum"}:
-            due = self._plane_is_due()
+            due = self._plane_is_due(looks)
             plane, damped = self._planes(due, local, batch, directions, velocities)
             best, momentum = self._best_on(damped, learning_rate, momentum)
             learning_rate = tf.where(due, best, learning_rate)
@@ -143,19 +151,23 @@ class StepControl(AdaptiveDamping):
             return local.change_along(velocities)
 
         kept = tf.constant(True)
-        if "damping" in self.automatic and can_look_again(batch.record):
+        if looks:
             kept = self._go_and_look(batch, velocities, go, foreseen)
         else:
             go()
         self._decay_weights(batch.variables, velocities, kept)
 
-    def _plane_is_due(self) -> tf.Tensor:
-        """Whether q is measured in this step: a μ fits no other than the one it is made for."""
+    def _plane_is_due(self, looks: bool) -> tf.Tensor:
+        """Whether q is measured in this step: a μ fits no other than the one it is made for.
+
+        Args:
+            looks: Whether the loss may be evaluated after the step, which takes what q foresaw.
+        """
         if "momentum" in self.automatic:
             return tf.constant(True)
-        due = is_due(self._updates, self.learning_rate_update_every)
-        due |= tf.convert_to_tensor(self.learning_rate) <= 0.0
-        return due | self._look_is_due() if "damping" in self.automatic else due
+        due = is_due(self._moves, self.learning_rate_update_every)
+        due |= tf.convert_to_tensor(self.learning_rate) <= 0.0  # no step was found: try again
+        return due | self._look_is_due() if looks else due
 
     def _planes(
         self,
@@ -169,9 +181,10 @@ class StepControl(AdaptiveDamping):
 
         def measured() -> tuple[QuadraticModel, QuadraticModel]:
             plane = local.plane(directions, velocities)
+            dampings = [self.damping_of(block) for block in self.layer_collection]
             pairs = (directions, directions), (directions, velocities), (velocities, velocities)
             forms = (
-                self.layer_collection.weighted_dot(*pair, batch.variables, self.damping_of)
+                self.layer_collection.weighted_dot(*pair, batch.variables, dampings)
                 for pair in pairs
             )
             return plane, plane.plus(*(tf.cast(form, local.dtype) for form in forms))
