@@ -11,6 +11,11 @@ from collections.abc import Iterator
 
 import keras
 import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)  # for MirroredStrategy
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tfkfac.blocks import Block, CurvatureBlock
 from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, in_units_of, ratio_of
 from tfkfac.hyperparameters import Hyperparameter, Range
 from tfkfac.kept_state import KeptState
-from tfkfac.local_model import Batch
+from tfkfac.local_model import Batch, LocalModel
 from tfkfac.second_look import loss_at_present_weights
 from tfkfac.units import share_of_mean
 
@@ -77,7 +77,7 @@ class AdaptiveDamping(KeptState):
 
     def _go_and_look(
         self,
-        batch: Batch,
+        model: LocalModel,
         velocities: Sequence[Any],
         go: Callable[[], None],
         foreseen: Callable[[], tf.Tensor],
@@ -91,10 +91,10 @@ class AdaptiveDamping(KeptState):
         searching = self._is_searching()
 
         def look() -> tf.Tensor:
-            before = [tf.convert_to_tensor(variable) for variable in batch.variables]
+            before = self.workers.each(lambda: list(map(tf.convert_to_tensor, model.variables)))
             go()
             expected = foreseen()
-            change, value = self._change_of_loss(batch)
+            change, value = self._change_of_loss(model.batch)
             ratio = ratio_of(change, expected, value)
             serves = tf.math.is_finite(ratio) & (ratio >= SERVES) & (change <= 0.0)
             fails = searching & ~serves
@@ -108,13 +108,16 @@ class AdaptiveDamping(KeptState):
             self._taken_back.assign_add(tf.cast(fails, tf.int64))
             self._settled.assign(tf.where(fails, tf.zeros_like(self._settled), self._settled + 1))
 
-            def take_back() -> None:  # with the momentum, which may be what has failed
-                for variable, old in zip(batch.variables, before, strict=True):
+            def take_back(before: Sequence[tf.Tensor]) -> None:
+                for variable, old in zip(model.variables, before, strict=True):
                     variable.assign(old)
-                for velocity in velocities:
+                for velocity in velocities:  # which may be what has failed
                     velocity.assign(tf.zeros_like(velocity))
 
-            tf.cond(fails, take_back, lambda: None)
+            def all_take_back() -> None:
+                self.workers.each(take_back, before)
+
+            tf.cond(fails, all_take_back, lambda: None)
             return ~fails
 
         def only_go() -> tf.Tensor:
@@ -132,16 +135,25 @@ class AdaptiveDamping(KeptState):
         every = tf.equal((self._updates + 1) % self.levenberg_marquardt.every, 0)
         return self._is_searching() | every
 
-    def _change_of_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """h(θ + δ) − h(θ) and h(θ), of the mean loss; the weights are at θ + δ."""
-        assert batch.record.replay is not None
-        with self._recorder.paused():
+    def _change_of_loss(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """h(θ + δ) − h(θ) and h(θ), of the mean loss; the weights are at θ + δ.
+
+        Args:
+            batch: Of each worker.
+        """
+
+        def after_and_before(batch: Batch) -> list[tf.Tensor]:
+            assert batch.record.replay is not None
             after = loss_at_present_weights(self._require_model(), batch.record)
-        values = [
-            tf.reduce_sum(tf.cast(h, self._control_dtype))
-            for h in (after, batch.record.replay.value)
-        ]
-        after, before = (share_of_mean(h, batch.observations[0]) for h in values)
+            values = [
+                tf.reduce_sum(tf.cast(h, self._control_dtype))
+                for h in (after, batch.record.replay.part_of_whole)
+            ]
+            return self.workers.parts([share_of_mean(h, batch.observations[0]) for h in values])
+
+        with self._recorder.paused():
+            own = self.workers.each(after_and_before, batch)
+        after, before = self.workers.first(self.workers.sum(own))
         return after - before, before
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +14,8 @@ import tensorflow as tf
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import RecurrentBlock
 from tfkfac.capture import Recorder
+from tfkfac.distribution.choice import workers_of
+from tfkfac.distribution.workers import Workers
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.record import Record
 from tfkfac.registry import supported
@@ -23,12 +24,25 @@ from tfkfac.registry import supported
 class AttachedOptimizer(keras.optimizers.Optimizer):
     """The part of KFAC that meets the model; what it does with it is in `tfkfac.optimizer`."""
 
+    distribution: str
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._recorder = Recorder(
-            relevant=self._is_relevant, watched=self._watched_variables, prepare=self._build_early
+            relevant=self._is_relevant,
+            watched=self._watched_variables,
+            prepare=self._build_early,
+            workers=lambda: self.workers,
         )
         self._model_reference: Any = lambda: None
+        self._workers: Workers | None = None
+
+    @property
+    def workers(self) -> Workers:
+        """Who makes the steps, as it was when they were first asked for."""
+        if self._workers is None:
+            self._workers = workers_of(self.distribution)
+        return self._workers
 
     @property
     @abc.abstractmethod
@@ -170,16 +184,3 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
                 "optimizer.attach(model), or construct it with KFAC(model=model)."
             )
         return model
-
-
-def require_one_worker() -> None:
-    """Refuses replicas and Horovod ranks, whose gradients KFAC does not reduce yet."""
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    horovod = sys.modules.get("horovod.tensorflow")
-    ranks = horovod.size() if horovod is not None and horovod.is_initialized() else 1
-    if replicas * ranks > 1:
-        raise ValueError(
-            f"KFAC trains on one device so far, but there are {replicas} replicas of a "
-            f"tf.distribute strategy and {ranks} Horovod ranks. Build the model outside the "
-            "strategy's scope, on one device."
-        )

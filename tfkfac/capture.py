@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import Use
+from tfkfac.distribution.workers import Alone, Workers
 from tfkfac.observation import LossCall
 from tfkfac.record import Record, Replay
 from tfkfac.record_store import RecordStore
@@ -32,6 +33,7 @@ class Recorder:
         relevant: Whether a layer is to be observed.
         watched: Returns the variables that the backward pass of the curvature has to reach.
         prepare: Called before Keras makes a function of the training step.
+        workers: Returns who makes the same steps.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class Recorder:
         relevant: Callable[[Any], bool],
         watched: Callable[[], Iterable[Any]] = tuple,
         prepare: Callable[[], None] = lambda: None,
+        workers: Callable[[], Workers] = Alone,
     ) -> None:
         self._relevant = relevant
         self._watched = watched
         self._prepare = prepare
+        self._workers = workers
         self._records = RecordStore()
         self._model: Any = None
         self._seen: list[tuple[Any, str, Callable[..., Any]]] = []
@@ -85,7 +89,8 @@ class Recorder:
         if record is None or explicit or record.explicit:
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
             graph = current_graph()
-            record = Record(graph, explicit, tape, VariableReads(graph, self._variables()))
+            reads = VariableReads(graph, self._variables())
+            record = Record(graph, explicit, tape, self._workers(), reads)
             self._records.keep(record)
         record.passes += 1
         record.open = True
@@ -204,8 +209,8 @@ class Recorder:
         if record is None or compiled is None or self._paused:
             return compute_loss(*args, **kwargs)
 
-        def note(loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
-            record.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
+        def note(value: tf.Tensor, *call: Any) -> tf.Tensor:
+            return record.noted(LossCall(*call), value)
 
         try:
             with keras_internals.watching_losses(compiled, note):

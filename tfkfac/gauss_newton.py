@@ -37,15 +37,15 @@ class OutputCurvature:
         self._scores = [_score(observation, noise) for observation in observations]
 
     def form(self, left: Tangents, right: Tangents) -> tf.Tensor:
-        """``uᵀFv``, scalar, from the tangents of u and v."""
-        batch = tf.cast(self._observations[0].batch, self._dtype)
+        """``uᵀFv``, scalar, from the tangents of u and v; over all workers it is their sum."""
+        whole = tf.cast(self._observations[0].whole, self._dtype)
         terms = [
             self._form_of_one(observation, score, of_left, of_right)
             for observation, score, of_left, of_right in zip(
                 self._observations, self._scores, left, right, strict=True
             )
         ]
-        return tf.add_n(terms) / batch
+        return tf.add_n(terms) / whole
 
     def _form_of_one(
         self, observation: Observation, score: tf.Tensor | None, left: tf.Tensor, right: tf.Tensor
@@ -70,7 +70,7 @@ def pull_back(observation: Observation, tangent: tf.Tensor) -> tf.Tensor:
     """
     product = observation.predictive.fisher_product(_at_logits(observation, tangent))
     pulled = observation.inject(product)
-    return pulled / tf.cast(observation.batch, pulled.dtype)
+    return pulled / tf.cast(observation.whole, pulled.dtype)
 
 
 def _at_logits(observation: Observation, tangent: tf.Tensor) -> tf.Tensor:

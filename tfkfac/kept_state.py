@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.attached_optimizer import AttachedOptimizer, require_one_worker
+from tfkfac.attached_optimizer import AttachedOptimizer
 from tfkfac.blocks import Block
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.variable_slice import whole_of
@@ -51,7 +51,6 @@ class KeptState(AttachedOptimizer):
         """
         if self.built:
             return
-        require_one_worker()
         model = self._require_model()
         known = {id(variable) for variable in model.trainable_variables}
         foreign = [v for v in variables if id(v) not in known]

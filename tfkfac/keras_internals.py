@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -155,7 +156,7 @@ def gradient_tape_is_active() -> bool:
 
 
 @contextlib.contextmanager
-def watching_losses(compiled: Any, note: Callable[..., None]) -> Iterator[None]:
+def watching_losses(compiled: Any, note: Callable[..., Any]) -> Iterator[None]:
     """While the context lasts, tells of every loss that a compiled model evaluates.
 
     Keras resolves names, structures and weights of losses when it first sees data; here the
@@ -163,15 +164,20 @@ def watching_losses(compiled: Any, note: Callable[..., None]) -> Iterator[None]:
 
     Args:
         compiled: What `compiled_losses` returned.
-        note: Called with ``loss, loss_weight, y_true, y_pred, sample_weight``.
+        note: Called with ``value, loss, y_true, y_pred, sample_weight, loss_weight``; Keras gets
+            the value that it returns.
     """
-    build = compiled.build
+    thread, build = threading.get_ident(), compiled.build
 
     def watch() -> None:
         compiled._flat_losses = [
-            entry._replace(loss=_NotedLoss(entry.loss, entry.loss_weights, note))
+            entry
+            if isinstance(entry.loss, _NotedLoss)
+            else entry._replace(loss=_NotedLoss(entry.loss, entry.loss_weights))
             for entry in compiled._flat_losses
         ]
+        for entry in compiled._flat_losses:
+            entry.loss.notes[thread] = note
 
     def build_and_watch(y_true: Any, y_pred: Any) -> None:
         build(y_true, y_pred)
@@ -186,19 +192,26 @@ def watching_losses(compiled: Any, note: Callable[..., None]) -> Iterator[None]:
     finally:
         vars(compiled).pop("build", None)
         if compiled.built:
+            for entry in compiled._flat_losses:
+                entry.loss.notes.pop(thread, None)
             compiled._flat_losses = [
-                entry._replace(loss=entry.loss.loss) for entry in compiled._flat_losses
+                entry if entry.loss.notes else entry._replace(loss=entry.loss.loss)
+                for entry in compiled._flat_losses
             ]
 
 
 class _NotedLoss:
-    """A loss that tells when it is called, and otherwise is the loss."""
+    """A loss that tells when it is called, and otherwise is the loss.
 
-    def __init__(self, loss: Any, weight: Any, note: Callable[..., None]) -> None:
+    Replicas run in threads of their own, each of which is told of its own calls.
+    """
+
+    def __init__(self, loss: Any, weight: Any) -> None:
         self.loss = loss
         self.weight = weight
-        self.note = note
+        self.notes: dict[int, Callable[..., Any]] = {}
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        self.note(self.loss, self.weight, y_true, y_pred, sample_weight)
-        return self.loss(y_true, y_pred, sample_weight)
+        value = self.loss(y_true, y_pred, sample_weight)
+        note = self.notes[threading.get_ident()]
+        return note(value, self.loss, y_true, y_pred, sample_weight, self.weight)

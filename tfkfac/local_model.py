@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import indexed_slices
+from tfkfac.distribution.workers import Workers
 from tfkfac.gauss_newton import OutputCurvature
 from tfkfac.observation import Observation
 from tfkfac.predictive import Noise
@@ -21,56 +22,54 @@ from tfkfac.units import share_of_mean
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """What a step knows of its batch.
+    """What a worker knows of its part of a batch.
 
     Attributes:
         record: What the forward pass left behind.
         observations: The losses and what they predict.
         noise: For draws.
-        variables: The variables that have a gradient.
-        gradients: g of the mean loss on this batch, before anything clips it.
     """
 
     record: Record
     observations: Sequence[Observation]
     noise: Noise
-    variables: Sequence[Any]
-    gradients: Sequence[Any]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class LocalModel:
     """``q(δ) = gᵀδ + ½ δᵀ(F + H)δ``, H the Hessian of L2 regularisers (mathematics.md §5).
 
-    Args:
-        batch: The batch.
+    Directions, like gradients, are the same for all workers.
+
+    Attributes:
+        workers: Whose batch it is.
+        batch: What each of them has of it.
+        variables: The variables that have a gradient.
+        gradients: g of the mean loss on the whole batch, before anything clips it.
         dtype: Of results.
     """
 
-    def __init__(self, batch: Batch, dtype: tf.DType) -> None:
-        self._batch = batch
-        self.dtype = dtype
+    workers: Workers
+    batch: Any
+    variables: Sequence[Any]
+    gradients: Sequence[Any]
+    dtype: tf.DType
 
     def plane(self, directions: Sequence[Any], steps: Sequence[Any]) -> QuadraticModel:
         """q on the plane of p (`directions`) and d (`steps`), without damping."""
-        p, d = self._push_forward(directions, steps)
-        curvature = self._output_curvature()
-        return QuadraticModel(
-            self.dot(self._batch.gradients, directions),
-            self.dot(self._batch.gradients, steps),
-            curvature.form(p, p) + self._of_regularisers(directions, directions),
-            curvature.form(p, d) + self._of_regularisers(directions, steps),
-            curvature.form(d, d) + self._of_regularisers(steps, steps),
-        )
+        slopes = self.dot(self.gradients, directions), self.dot(self.gradients, steps)
+        return QuadraticModel(*slopes, *self._curvature(directions, steps))
 
     def change_along(self, step: Sequence[Any]) -> tf.Tensor:
         """q(δ)."""
-        (tangents,) = self._push_forward(step)
-        curvature = self._output_curvature().form(tangents, tangents)
-        curvature += self._of_regularisers(step, step)
-        return self.dot(self._batch.gradients, step) + 0.5 * curvature
+        (curvature,) = self._curvature(step)
+        return self.dot(self.gradients, step) + 0.5 * curvature
 
     def dot(self, left: Sequence[Any], right: Sequence[Any]) -> tf.Tensor:
         """``uᵀv`` over all variables."""
+        return self.workers.first(self.workers.each(self._dot, left, right))
+
+    def _dot(self, left: Sequence[Any], right: Sequence[Any]) -> tf.Tensor:
         return tf.add_n(
             [
                 tf.cast(indexed_slices.dot(u, v), self.dtype)
@@ -78,14 +77,33 @@ class LocalModel:
             ]
         )
 
-    def _push_forward(self, *directions: Sequence[Any]) -> list[list[tf.Tensor]]:
-        targets = [observation.predictive.target for observation in self._batch.observations]
-        return push_forward(self._batch.record.tape, targets, self._batch.variables, directions)
+    def _curvature(self, *directions: Sequence[Any]) -> list[tf.Tensor]:
+        """``uᵀ(F + H)v`` of all pairs of directions (u, v), u not behind v."""
+        own = self.workers.each(self._of_losses, self.batch, *directions)
+        of_losses = self.workers.first(self.workers.sum(own))
+        of_regularisers = self.workers.each(self._of_regularisers, self.batch, *directions)
+        return [
+            loss + regulariser
+            for loss, regulariser in zip(
+                of_losses, self.workers.first(of_regularisers), strict=True
+            )
+        ]
 
-    def _output_curvature(self) -> OutputCurvature:
-        return OutputCurvature(self._batch.observations, self._batch.noise, self.dtype)
+    def _of_losses(self, batch: Batch, *directions: Sequence[Any]) -> list[tf.Tensor]:
+        """``uᵀFv``, as far as the worker's part of the batch adds to it."""
+        targets = [observation.predictive.target for observation in batch.observations]
+        tangents = push_forward(batch.record.tape, targets, self.variables, directions)
+        curvature = OutputCurvature(batch.observations, batch.noise, self.dtype)
+        return [curvature.form(u, v) for u, v in _pairs(tangents)]
 
-    def _of_regularisers(self, left: Sequence[Any], right: Sequence[Any]) -> tf.Tensor:
+    def _of_regularisers(self, batch: Batch, *directions: Sequence[Any]) -> list[tf.Tensor]:
         """``uᵀHv``."""
-        curvature = l2_curvature(self._batch.variables, left, right, self.dtype)
-        return share_of_mean(curvature, self._batch.observations[0])
+        return [
+            share_of_mean(l2_curvature(self.variables, u, v, self.dtype), batch.observations[0])
+            for u, v in _pairs(directions)
+        ]
+
+
+def _pairs(directions: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Of each direction with itself and those behind it."""
+    return [(u, v) for position, u in enumerate(directions) for v in directions[position:]]

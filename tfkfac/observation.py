@@ -16,6 +16,7 @@ from tfkfac import keras_internals, linalg
 from tfkfac.given_distributions import Unknown
 from tfkfac.losses import predictive_of
 from tfkfac.predictive import Predictive
+from tfkfac.shares import Share
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class LossCall:
         outputs: y_pred, the tensor that the model returned.
         sample_weight: As Keras passed it on.
         loss_weight: The factor of this loss in the total loss, or None.
+        share: Of the batch, where there are several workers.
     """
 
     loss: keras.losses.Loss
@@ -35,6 +37,28 @@ class LossCall:
     outputs: tf.Tensor
     sample_weight: Any = None
     loss_weight: Any = None
+    share: Share | None = None
+
+    @property
+    def examples(self) -> tf.Tensor:
+        """The number of examples in the outputs."""
+        return tf.shape(self.outputs)[0]
+
+    @property
+    def summed(self) -> bool:
+        """Whether Keras sums over the batch."""
+        return self.loss.reduction in ("sum", "none", None)
+
+    def correction(self, value: tf.Tensor) -> tf.Tensor:
+        """What makes the total loss of a worker that of its part of the whole batch.
+
+        Args:
+            value: Of this loss, before its factor in the total.
+        """
+        if self.share is None:
+            return tf.zeros_like(value)
+        more = tf.cast(self.share.part - 1.0, value.dtype) * value
+        return more if self.loss_weight is None else more * tf.cast(self.loss_weight, more.dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +71,9 @@ class Observation:
         weights: N·c_u, of the shape of Keras' loss values (before its reduction).
         root_weights: √(N·c_u) of each scalar of the target, broadcastable to it.
         weighted: Whether masks or sample weights make the weights differ.
-        batch: N, the batch size of the model, an integer scalar.
+        batch: The number of examples that this worker has, an integer scalar.
+        whole: N, the batch size of the model: that of all workers.
+        first_example: Position in the whole batch of the first example here.
         summed: Whether Keras sums over the batch, so that h is the loss divided by N.
     """
 
@@ -57,6 +83,8 @@ class Observation:
     root_weights: tf.Tensor
     weighted: bool
     batch: tf.Tensor
+    whole: tf.Tensor
+    first_example: tf.Tensor | int
     summed: bool
 
     def inject(self, gradient: tf.Tensor) -> tf.Tensor:
@@ -71,17 +99,38 @@ def observe(call: LossCall) -> Observation:
     predictive = predictive_of(call.loss, call.outputs)
     ones, mask = _ones_and_mask(call)
     weights = _reduction_weights(call, ones, mask)
-    batch = tf.shape(call.outputs)[0]
-    summed = call.loss.reduction in ("sum", "none", None)
-    if not summed:
-        weights *= tf.cast(batch, weights.dtype)
+    batch, share = call.examples, call.share
+    whole = batch if share is None else share.examples
+    if not call.summed:
+        weights *= tf.cast(whole, weights.dtype)
+        if share is not None:
+            weights *= tf.cast(share.weight, weights.dtype)
     if call.loss_weight is not None:
         weights *= _loss_weight(call.loss_weight, weights.dtype)
     weighted = call.sample_weight is not None or mask is not None
     if weighted or tf.is_tensor(call.loss_weight):
         weights = _require_non_negative(weights)
     root_weights = tf.sqrt(_at_target(weights, predictive))
-    return Observation(predictive, call.labels, weights, root_weights, weighted, batch, summed)
+    first = 0 if share is None else share.first_example
+    return Observation(
+        predictive, call.labels, weights, root_weights, weighted, batch, whole, first, call.summed
+    )
+
+
+def divisor_of(call: LossCall) -> tf.Tensor:
+    """What Keras divides the sum of the loss values by, of a loss that is a mean.
+
+    That is their number, without those that a mask leaves out, or the sum of the sample weights.
+    """
+    ones, mask = _ones_and_mask(call)
+    by_weights = call.loss.reduction == "mean_with_sample_weight"
+    weights = call.sample_weight if by_weights else None
+    total, mean = (
+        _reduced(ones, mask, weights, reduction, call.loss.dtype)
+        for reduction in ("sum", call.loss.reduction)
+    )
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return tf.math.divide_no_nan(total, mean * replicas)
 
 
 _NEGATIVE = (
@@ -123,14 +172,19 @@ def _ones_and_mask(call: LossCall) -> tuple[tf.Tensor, tf.Tensor | None]:
 
 def _reduction_weights(call: LossCall, ones: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """c_u = ∂(reduced loss) / ∂(loss value of u), by differentiating Keras' own reduction."""
-    reduction = _ValuesAsTheyAre(
-        name="reduction", reduction=call.loss.reduction, dtype=call.loss.dtype
-    )
     with tf.GradientTape() as tape:
         tape.watch(ones)
-        keras_internals.set_mask(ones, mask)
-        reduced = reduction(ones, ones, sample_weight=call.sample_weight)
+        reduced = _reduced(ones, mask, call.sample_weight, call.loss.reduction, call.loss.dtype)
     return tape.gradient(reduced, ones)
+
+
+def _reduced(
+    values: tf.Tensor, mask: tf.Tensor | None, sample_weight: Any, reduction: Any, dtype: Any
+) -> tf.Tensor:
+    """What Keras' own reduction makes of loss values."""
+    keras_internals.set_mask(values, mask)
+    reduce = _ValuesAsTheyAre(name="reduction", reduction=reduction, dtype=dtype)
+    return reduce(values, values, sample_weight=sample_weight)
 
 
 def _at_target(weights: tf.Tensor, predictive: Predictive) -> tf.Tensor:

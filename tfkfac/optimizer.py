@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,10 @@ import keras
 import tensorflow as tf
 
 from tfkfac import indexed_slices, linalg, losses
+from tfkfac.blocks import CurvatureBlock
 from tfkfac.curvature import require_seen
 from tfkfac.damping import LevenbergMarquardt
+from tfkfac.distribution.choice import DISTRIBUTIONS
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.gathering import Gathering
@@ -26,9 +29,7 @@ from tfkfac.hyperparameters import (
 )
 from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.layer_patterns import require_recurrent
-from tfkfac.local_model import Batch
-from tfkfac.noise import PhiloxNoise
-from tfkfac.observation import observe
+from tfkfac.local_model import LocalModel
 from tfkfac.schedule import is_due, take_turns
 from tfkfac.step_size import bound_of_step
 from tfkfac.units import of_mean_loss
@@ -82,6 +83,8 @@ class KFAC(Gathering):
             "lggm_limit" (chains of steps, Martens, Ba & Johnson 2018); one for all layers, or a
             dict of regular expressions of their paths → one; the first that matches counts.
         max_exact_outputs: Limit of the scalars in one example's output for ``fisher="exact"``.
+        distribution: Who makes the steps: "auto" finds the scope of a ``tf.distribute`` strategy
+            and an initialised ``horovod.tensorflow``; "single", "strategy" and "horovod" insist.
         model: The model, where it is not introduced by ``model.compile`` (see `attach`).
         seed: Seed of the sampled targets; drawn from Python's random numbers if None.
         name: Name of the optimizer.
@@ -114,6 +117,7 @@ class KFAC(Gathering):
         max_factor_size: int | None = MAX_FACTOR_SIZE,
         recurrent: str | Mapping[str, str] = "independent",
         max_exact_outputs: int = 1024,
+        distribution: str = "auto",
         model: Any = None,
         seed: int | None = None,
         name: str = "kfac",
@@ -141,6 +145,8 @@ class KFAC(Gathering):
             require_integer("max_factor_size", max_factor_size, minimum=1)
         self.max_factor_size = max_factor_size
         self.recurrent = require_recurrent(recurrent)
+        require_choice("distribution", distribution, DISTRIBUTIONS)
+        self.distribution = distribution
         self.max_exact_outputs = require_integer("max_exact_outputs", max_exact_outputs, minimum=1)
         if seed is not None:
             Range(integer=True).check("seed", seed)
@@ -177,41 +183,70 @@ class KFAC(Gathering):
         record = self._recorder.take(self._require_model().name)
         self.layer_collection.set_aside(record.used_elsewhere)
         require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
-        observations = [observe(call) for call in record.losses]
-        gradients = of_mean_loss([indexed_slices.unique(g) for g in grads], observations)
-        noise = PhiloxNoise(self.seed, *self._position())
-        batch = Batch(record, observations, noise, trainable_variables, gradients)
-        if not self.gradient_accumulation_steps:
-            self._step_if_finite(batch, gradients)
-            return
-        self._enter_micro_batch(batch)
-        tf.cond(self._is_last_micro_batch(), lambda: self._step_of_all(batch), lambda: None)
+        batch = self._batch_of(record)
+        gradients = self.workers.parts(of_mean_loss(grads, batch.observations))
+        update = functools.partial(self._update, list(trainable_variables))
+        self.workers.conduct(update, batch, gradients)
 
-    def _step_of_all(self, batch: Batch) -> None:
+    def _update(self, variables: Sequence[Any], batch: Any, gradients: Any) -> None:
+        """What a batch brings about.
+
+        From here on a step is conducted (`tfkfac.distribution.workers`).
+
+        Args:
+            variables: The variables that have a gradient.
+            batch: Of each worker.
+            gradients: What each worker's part of the batch adds to those of the mean loss.
+        """
+        if not self.gradient_accumulation_steps:
+            gradients = self._summed(gradients)
+            self._step_if_finite(self._model_around(batch, variables, gradients), gradients)
+            return
+        self._enter_micro_batch(batch, variables, gradients)
+        step_of_all = functools.partial(self._step_of_all, variables, batch, gradients)
+        tf.cond(self._is_last_micro_batch(), step_of_all, lambda: None)
+
+    def _step_of_all(self, variables: Sequence[Any], batch: Any, gradients: Any) -> None:
         """One step of all micro-batches; learning rate and damping look at the last of them."""
-        self._step_if_finite(batch, self._gathered_gradients(batch.variables))
+        gathered = self.workers.sum(self._gathered_gradients(variables))
+        latest = self._summed(gradients) if self.automatic else gathered
+        self._step_if_finite(self._model_around(batch, variables, latest), gathered)
         self._begin_to_gather()
 
-    def _step_if_finite(self, batch: Batch, gradients: Sequence[Any]) -> None:
+    def _summed(self, gradients: Any) -> Any:
+        """The gradients of the mean loss over the whole batch; rows of equal index added up."""
+        of_all = self.workers.sum(gradients)
+        return self.workers.each(lambda own: [indexed_slices.unique(g) for g in own], of_all)
+
+    def _model_around(self, batch: Any, variables: Sequence[Any], gradients: Any) -> LocalModel:
+        return LocalModel(self.workers, batch, variables, gradients, self._control_dtype)
+
+    def _step_if_finite(self, model: LocalModel, gradients: Any) -> None:
+        values = map(indexed_slices.values_of, self.workers.first(gradients))
         tf.cond(
-            linalg.all_finite(*map(indexed_slices.values_of, gradients)),
-            lambda: self._step(batch, self._clip(gradients)),
+            linalg.all_finite(*values),
+            lambda: self._step(model, self.workers.each(self._clip, gradients)),
             self._skip_step,
         )
 
-    def _step(self, batch: Batch, gradients: Sequence[Any]) -> None:
-        """Curvature, direction, length, assignment: the algorithm."""
+    def _step(self, model: LocalModel, gradients: Any) -> None:
+        """Curvature, direction, length, assignment: the algorithm.
+
+        Args:
+            model: What the batch shows.
+            gradients: g, clipped.
+        """
         updates = self._moves
         with self._stopwatch.running():
-            tf.cond(self._factors_are_due(), lambda: self._update_factors(batch), lambda: None)
+            tf.cond(self._factors_are_due(), lambda: self._update_factors(model), lambda: None)
         if "damping" in self.automatic:
             tf.cond(updates <= 0, self._begin_damping, lambda: None)
 
         def move() -> None:
             with self._stopwatch.running():
                 self._refresh_inverses(updates)
-                directions = self.layer_collection.precondition(gradients, batch.variables)
-            self._make_step(batch, gradients, directions)
+                directions = self._preconditioned(gradients, model.variables)
+            self._make_step(model, gradients, directions)
             self._average_weights()
 
         if self.burn_in:
@@ -235,33 +270,56 @@ class KFAC(Gathering):
         phases = tf.constant([phase for phase, _ in turns], tf.float64)
         due = is_due(updates, self.inverse_update_every, phases) | self._damping_jumped()
         for is_now, (_, positions) in zip(tf.unstack(due, len(turns)), turns, strict=True):
-
-            def refresh(positions: list[int] = positions) -> None:
-                for position in positions:
-                    blocks[position].refresh(self.damping_of(blocks[position]))
-
-            tf.cond(is_now, refresh, lambda: None)
+            turn = [blocks[position] for position in positions]
+            tf.cond(is_now, functools.partial(self._refresh, turn), lambda: None)
         self._jumped.assign(tf.zeros_like(self._jumped))
+
+    def _refresh(self, blocks: Sequence[CurvatureBlock]) -> None:
+        """Recomputes the inverses of some blocks."""
+
+        def work() -> None:
+            for block in blocks:
+                block.refresh(self.damping_of(block))
+
+        self.workers.each(work)
+
+    def _preconditioned(self, gradients: Any, variables: Sequence[Any]) -> Any:
+        """p = F̂⁻¹g."""
+
+        def work(gradients: Sequence[Any]) -> list[Any]:
+            return self.layer_collection.precondition(gradients, variables)
+
+        return self.workers.each(work, gradients)
 
     def _average_weights(self) -> None:
         """Keras' ``use_ema``; the average begins with the first update that moves the weights."""
         if not self.use_ema:
             return
-        begun = tf.cast(self._averaged > 0, tf.float32)
-        for variable, average in zip(
-            self._trainable_variables, self._model_variables_moving_average, strict=True
-        ):
-            if average is not None:
+        pairs = [
+            (variable, average)
+            for variable, average in zip(
+                self._trainable_variables, self._model_variables_moving_average, strict=True
+            )
+            if average is not None
+        ]
+
+        def enter() -> None:
+            begun = tf.cast(self._averaged > 0, tf.float32)
+            for variable, average in pairs:
                 kept = tf.cast(self.ema_momentum * begun, average.dtype)
                 average.assign(kept * average + (1.0 - kept) * tf.cast(variable, average.dtype))
+
+        def overwrite() -> None:
+            for variable, average in pairs:
+                variable.assign(tf.cast(average, variable.dtype))
+
+        self.workers.each(enter)
         self._averaged.assign_add(1)
         if self.ema_overwrite_frequency:
             updates = (self._iterations + 1) // (self.gradient_accumulation_steps or 1)
             tf.cond(
                 updates % self.ema_overwrite_frequency == 0,
-                lambda: self._overwrite_model_variables_with_average_value(
-                    self._trainable_variables
-                ),
+                lambda: self.workers.each(overwrite),
                 lambda: None,
             )
 
@@ -281,6 +339,7 @@ class KFAC(Gathering):
             max_factor_size=self.max_factor_size,
             recurrent=self.recurrent,
             max_exact_outputs=self.max_exact_outputs,
+            distribution=self.distribution,
             seed=self.seed,
         )
         return config

@@ -53,9 +53,14 @@ def contribution(
 
     def weight(name: str) -> tf.Tensor:
         normaliser = block.normalisers.get(name)
-        return count if normaliser is None else count * statistics[normaliser]
+        if normaliser is None:
+            return count
+        return tf.math.multiply_no_nan(statistics[normaliser], count)
 
-    return {name: weight(name) * statistics[name] for name in contribution_shapes(block)}
+    return {  # of no examples there are no statistics, and they add nothing
+        name: tf.math.multiply_no_nan(statistics[name], weight(name))
+        for name in contribution_shapes(block)
+    }
 
 
 def contribution_shapes(block: CurvatureBlock) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from tfkfac import linalg
 from tfkfac.blocks import Block, CurvatureBlock, Use
-from tfkfac.observation import LossCall
+from tfkfac.distribution.workers import Workers
+from tfkfac.observation import LossCall, divisor_of
+from tfkfac.shares import share_of, with_gradient_of
 from tfkfac.variable_reads import VariableReads
 
 
@@ -26,6 +28,7 @@ class Replay:
             of recurrent layers), each with its value before.
         loss_arguments: Name → argument of ``compute_loss``, once it was called.
         value: h, what ``compute_loss`` returned.
+        corrections: What is added to h to make it that of the worker's part of the whole batch.
     """
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -33,6 +36,13 @@ class Replay:
     states: list[tuple[Any, tf.Tensor]]
     loss_arguments: dict[str, Any] | None = None
     value: tf.Tensor | None = None
+    corrections: list[tf.Tensor] = dataclasses.field(default_factory=list)
+
+    @property
+    def part_of_whole(self) -> tf.Tensor:
+        """h of the worker's part of the whole batch."""
+        assert self.value is not None
+        return tf.add_n([self.value, *self.corrections])
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +55,7 @@ class Record:
         tape: Leads from outputs back to pre-activations, and to nothing before the first of them.
         uses: id of a layer → its uses.
         losses: The losses that were evaluated.
+        workers: Who else makes the same step.
         reads: Tells of variables that are used outside of their layers.
         used_elsewhere: ids of those.
         unreachable: Names of layers that ran where the backward pass cannot reach them.
@@ -56,6 +67,7 @@ class Record:
     graph: Any
     explicit: bool
     tape: tf.GradientTape
+    workers: Workers
     reads: VariableReads
     used_elsewhere: set[int] = dataclasses.field(default_factory=set)
     uses: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
@@ -93,8 +105,29 @@ class Record:
                 f"Argument `loss` must be a keras.losses.Loss object, got {loss!r}; write "
                 "keras.losses.get(...) around a name, or use the class of the loss."
             )
-        self.losses.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
-        return loss(y_true, y_pred, sample_weight) * linalg.scalar(weight, loss.dtype)
+        value = loss(y_true, y_pred, sample_weight)
+        value = self.noted(LossCall(loss, y_true, y_pred, sample_weight, weight), value)
+        return value * linalg.scalar(weight, loss.dtype)
+
+    def noted(self, call: LossCall, value: tf.Tensor) -> tf.Tensor:
+        """Notes a loss that was evaluated.
+
+        Args:
+            call: How.
+            value: What came out, before its factor in the whole.
+
+        Returns:
+            The value, with the gradient of the worker's part of the loss of the whole batch.
+        """
+        divisor = tf.ones([]) if call.summed or self.workers.number == 1 else divisor_of(call)
+        share = share_of(self.workers, call.examples, divisor, summed=call.summed)
+        call = dataclasses.replace(call, share=share)
+        self.losses.append(call)
+        if share is None:
+            return value
+        if self.replay is not None:
+            self.replay.corrections.append(call.correction(value))
+        return with_gradient_of(value, tf.cast(share.part, value.dtype) * value)
 
     def backpropagate(
         self,

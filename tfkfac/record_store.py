@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
+from tfkfac.distribution.replicas import current_replica
 from tfkfac.record import Record
 from tfkfac.variable_reads import current_graph
 
@@ -17,7 +16,7 @@ class RecordStore:
     """The records of one recorder."""
 
     def __init__(self) -> None:
-        self._eager: dict[tuple[int, Any], Record] = {}
+        self._eager: dict[tuple[int, int], Record] = {}
 
     def __len__(self) -> int:
         """The number of records that wait in eager mode."""
@@ -53,15 +52,12 @@ class RecordStore:
         """Drops all records of eager mode; those of graphs go with the graphs."""
         self._eager.clear()
 
-    def _of_graph(self, graph: Any) -> dict[tuple[int, Any], Record]:
+    def _of_graph(self, graph: Any) -> dict[tuple[int, int], Record]:
         if graph is None:
             return self._eager
         if not hasattr(graph, _RECORDS):
             setattr(graph, _RECORDS, {})
         return getattr(graph, _RECORDS)
 
-    def _key(self) -> tuple[int, Any]:
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return id(self), 0
-        return id(self), context.replica_id_in_sync_group
+    def _key(self) -> tuple[int, int]:
+        return id(self), current_replica()

@@ -24,7 +24,7 @@ def can_look_again(record: Record) -> bool:
 
 
 def loss_at_present_weights(model: Any, record: Record) -> tf.Tensor:
-    """h at the weights as they are now, as `compute_loss` gives it.
+    """h at the weights as they are now, as `Replay.part_of_whole` has it of those before.
 
     The seeds of dropout and the states of recurrent layers are those that the recorded pass began
     with; afterwards these, the moving averages and the metrics are as that pass left them.
@@ -43,7 +43,17 @@ def loss_at_present_weights(model: Any, record: Record) -> tf.Tensor:
     args, kwargs = replay.arguments
     outputs = model(*args, **{**kwargs, "training": True})
     _, *arguments = replay.loss_arguments.items()
-    loss = model.compute_loss(**{**dict(arguments), "y_pred": outputs})
+    calls, corrections = iter(record.losses), []
+
+    def note(value: tf.Tensor, *call: Any) -> tf.Tensor:
+        del call
+        corrections.append(next(calls).correction(value))
+        return value
+
+    with keras_internals.watching_losses(keras_internals.compiled_losses(model), note):
+        loss = model.compute_loss(**{**dict(arguments), "y_pred": outputs})
+    if record.workers.number > 1:
+        loss = tf.add_n([loss, *corrections])
     with tf.control_dependencies([loss]):
         for variable, value in zip(changed, after, strict=True):
             variable.assign(value)

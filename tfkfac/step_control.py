@@ -102,40 +102,39 @@ class StepControl(AdaptiveDamping):
 
     # --- one step --------------------------------------------------------------------------
 
-    def _make_step(self, batch: Batch, gradients: Sequence[Any], directions: Sequence[Any]) -> None:
+    def _make_step(self, model: LocalModel, gradients: Any, directions: Any) -> None:
         """Chooses δ = μ·d − ν·α·p, goes there, and looks whether it was right.
 
         Args:
-            batch: What was recorded.
-            gradients: g of the whole batch, clipped.
+            model: What the batch shows.
+            gradients: g, clipped; of all micro-batches.
             directions: p = F̂⁻¹g.
         """
-        velocities = [self._velocities[self._get_variable_index(v)] for v in batch.variables]
-        local = LocalModel(batch, self._control_dtype)
-        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), local.dtype)
-        momentum = tf.cast(tf.convert_to_tensor(self.momentum), local.dtype)
-        looks = "damping" in self.automatic and can_look_again(batch.record)
+        velocities = [self._velocities[self._get_variable_index(v)] for v in model.variables]
+        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), model.dtype)
+        momentum = tf.cast(tf.convert_to_tensor(self.momentum), model.dtype)
+        looks = "damping" in self.automatic and self._can_look_again(model)
         plane = None
         if self.automatic & {"learning_rate", "momentum"}:
             due = self._plane_is_due(looks)
-            plane, damped = self._planes(due, local, batch, directions, velocities)
+            plane, damped = self._planes(due, model, directions, velocities)
             best, momentum = self._best_on(damped, learning_rate, momentum)
             learning_rate = tf.where(due, best, learning_rate)
             self._note(learning_rate, momentum)
         if "momentum" in self.automatic:
             assert plane is not None
             joint = plane
-            guard = self._guard(batch, lambda: joint.squared_length(learning_rate, momentum))
+            guard = self._guard(model, lambda: joint.squared_length(learning_rate, momentum))
             momentum *= guard  # of two numbers that only together make a good step
         else:
             guard = self._guard(
-                batch, lambda: tf.square(learning_rate) * local.dot(gradients, directions)
+                model, lambda: tf.square(learning_rate) * model.dot(gradients, directions)
             )
         scale = guard * learning_rate
 
-        def go() -> None:
+        def move(directions: Sequence[Any]) -> None:
             for variable, velocity, direction in zip(
-                batch.variables, velocities, directions, strict=True
+                model.variables, velocities, directions, strict=True
             ):
                 values = tf.cast(indexed_slices.values_of(direction), velocity.dtype)
                 step = indexed_slices.with_values(
@@ -145,17 +144,24 @@ class StepControl(AdaptiveDamping):
                 indexed_slices.add_to(velocity, step)
                 self.assign_add(variable, velocity)
 
+        def go() -> None:
+            self.workers.each(move, directions)
+
         def foreseen() -> tf.Tensor:
             if plane is not None:
                 return plane.change(scale, momentum)
-            return local.change_along(velocities)
+            return model.change_along(velocities)
 
         kept = tf.constant(True)
         if looks:
-            kept = self._go_and_look(batch, velocities, go, foreseen)
+            kept = self._go_and_look(model, velocities, go, foreseen)
         else:
             go()
-        self._decay_weights(batch.variables, velocities, kept)
+        self._decay_weights(model.variables, velocities, kept)
+
+    def _can_look_again(self, model: LocalModel) -> bool:
+        """Whether the loss of the step can be evaluated again."""
+        return self.workers.is_so(lambda own: can_look_again(own.record), model.batch)
 
     def _plane_is_due(self, looks: bool) -> tf.Tensor:
         """Whether q is measured in this step: a μ fits no other than the one it is made for.
@@ -172,24 +178,27 @@ class StepControl(AdaptiveDamping):
     def _planes(
         self,
         due: tf.Tensor,
-        local: LocalModel,
-        batch: Batch,
-        directions: Sequence[Any],
+        model: LocalModel,
+        directions: Any,
         velocities: Sequence[Any],
     ) -> tuple[QuadraticModel, QuadraticModel]:
         """q on the plane of p and d, without its damping and with it; zeros if it is not due."""
 
         def measured() -> tuple[QuadraticModel, QuadraticModel]:
-            plane = local.plane(directions, velocities)
+            plane = model.plane(directions, velocities)
             dampings = [self.damping_of(block) for block in self.layer_collection]
-            pairs = (directions, directions), (directions, velocities), (velocities, velocities)
-            forms = (
-                self.layer_collection.weighted_dot(*pair, batch.variables, dampings)
-                for pair in pairs
-            )
-            return plane, plane.plus(*(tf.cast(form, local.dtype) for form in forms))
 
-        nothing = QuadraticModel(*[tf.zeros([], local.dtype)] * 5)
+            def of_damping(directions: Sequence[Any]) -> list[tf.Tensor]:
+                pairs = (directions, directions), (directions, velocities), (velocities, velocities)
+                return [
+                    self.layer_collection.weighted_dot(*pair, model.variables, dampings)
+                    for pair in pairs
+                ]
+
+            forms = self.workers.first(self.workers.each(of_damping, directions))
+            return plane, plane.plus(*(tf.cast(form, model.dtype) for form in forms))
+
+        nothing = QuadraticModel(*[tf.zeros([], model.dtype)] * 5)
         return tf.cond(due, measured, lambda: (nothing, nothing))
 
     def _best_on(
@@ -209,12 +218,17 @@ class StepControl(AdaptiveDamping):
         if "momentum" in self.automatic:
             StepControl.momentum.record(self, momentum)
 
-    def _guard(self, batch: Batch, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
+    def _guard(self, model: LocalModel, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
         """ν, which bounds a step of this squared length in the metric of the Fisher."""
         if not StepControl.kl_clip.in_use(self):
             return tf.ones([], self._control_dtype)
         if "kl_clip" in self.automatic:
-            weight = tf.add_n([per_example(observation) for observation in batch.observations])
+
+            def units(batch: Batch) -> list[tf.Tensor]:
+                return [tf.add_n([per_example(each) for each in batch.observations])]
+
+            own = self.workers.each(units, model.batch)
+            (weight,) = self.workers.first(self.workers.sum(own))
             StepControl.kl_clip.record(self, AUTO_KL_CLIP * weight)
         clip = tf.cast(tf.convert_to_tensor(self.kl_clip), self._control_dtype)
         scale = kl_clip_scale(clip, squared_length())
@@ -233,8 +247,13 @@ class StepControl(AdaptiveDamping):
         """
         if self.weight_decay is None:
             return
-        for variable, velocity in zip(variables, velocities, strict=True):
-            if self._use_weight_decay(variable):
-                rate = tf.cast(self.learning_rate, variable.dtype) * self.weight_decay
-                rate *= tf.cast(kept, variable.dtype)
-                variable.assign(variable - rate * (variable - tf.cast(velocity, variable.dtype)))
+
+        def decay() -> None:
+            for variable, velocity in zip(variables, velocities, strict=True):
+                if self._use_weight_decay(variable):
+                    rate = tf.cast(self.learning_rate, variable.dtype) * self.weight_decay
+                    rate *= tf.cast(kept, variable.dtype)
+                    before = variable - tf.cast(velocity, variable.dtype)
+                    variable.assign(variable - rate * before)
+
+        self.workers.each(decay)

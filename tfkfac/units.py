@@ -46,13 +46,13 @@ def share_of_mean(value: tf.Tensor, observation: Observation) -> tf.Tensor:
         value: The loss itself, a gradient, a curvature.
         observation: A loss of the step.
     """
-    return value / tf.cast(observation.batch, value.dtype) if observation.summed else value
+    return value / tf.cast(observation.whole, value.dtype) if observation.summed else value
 
 
 def per_example(observation: Observation) -> tf.Tensor:
     """``Σ_u c_u``, how many units an example's share of the loss is made of.
 
-    1 for a loss that is a mean over units, D for one that sums D of them.
+    1 for a loss that is a mean over units, D for one that sums D of them; over all workers.
     """
     total = tf.reduce_sum(observation.weights)
-    return total / tf.cast(observation.batch, total.dtype)
+    return total / tf.cast(observation.whole, total.dtype)

@@ -1,0 +1,71 @@
+"""The replicas of a ``tf.distribute`` strategy as workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac.distribution.workers import Workers
+
+
+class Replicas(Workers):
+    """The replicas of MirroredStrategy or MultiWorkerMirroredStrategy.
+
+    Every replica has a copy of every variable. All copies are changed alike, each by its own
+    replica (the variables have no aggregation, so that nothing is exchanged for that).
+
+    Args:
+        strategy: The strategy, with several replicas.
+    """
+
+    repeats = 1
+
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+        self._strategy = strategy
+        self.number = strategy.num_replicas_in_sync
+
+    def conduct(self, step: Callable[..., None], *own: Any) -> None:
+        """Merges the replicas: a branch may lead to an exchange only outside of them."""
+
+        def merged(strategy: Any, *of_replicas: Any) -> None:
+            del strategy
+            step(*of_replicas)
+
+        context = tf.distribute.get_replica_context()
+        context.merge_call(merged, args=own)
+
+    def each(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """In replica context again."""
+        work = tf.autograph.experimental.do_not_convert(work)
+        return self._strategy.extended.call_for_each_replica(work, args=arguments)
+
+    def here(self) -> int:
+        """Counted over all processes."""
+        return current_replica()
+
+    def first(self, values: Any) -> Any:
+        """Those of this process' first replica."""
+        return tf.nest.map_structure(
+            lambda value: self._strategy.experimental_local_results(value)[0], values
+        )
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """One all-reduce of the strategy's own, which puts tensors together as it sees fit."""
+        pairs = [(tensor, tensor) for tensor in tensors]
+        return list(self._strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs))
+
+    def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
+        """The sum of rows that are zero for all replicas but one."""
+        row = tf.one_hot(self.here(), self.number, dtype=numbers.dtype)[:, None]
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, row * numbers[None])
+
+
+def current_replica() -> int:
+    """The number of the replica whose step is being made, over all processes; 0 outside of any."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0
+    return int(tf.get_static_value(context.replica_id_in_sync_group))

@@ -1,0 +1,137 @@
+"""The workers of a training run, and what a step may ask of them.
+
+A step is written once and *conducted*. Its code runs outside of the workers: there it decides, and
+takes the branches, so that all workers take the same one and their exchanges meet. The work itself
+is done `each` by each worker. What a worker has of its own (a batch, its tensors, what was added
+up over all of them) is opaque outside: made by `each` or `sum`, and good as an argument of `each`,
+`sum` and `first` only. Variables are everywhere; outside they read as the first worker's, and what
+is assigned there is assigned to all copies.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+class Workers(abc.ABC):
+    """All that make one step together.
+
+    Attributes:
+        number: W.
+        repeats: How often a sum over the workers counts what concerns all of them alike, such as a
+            regulariser: 1 where Keras has divided it among them, W where it has not.
+    """
+
+    number: int
+    repeats: int
+
+    @abc.abstractmethod
+    def conduct(self, step: Callable[..., None], *own: Any) -> None:
+        """Called by all workers: from inside of them to the outside, where `step` runs once.
+
+        Args:
+            step: A function of `own`.
+            own: Tensors, lists of them, or any objects of the worker that calls.
+        """
+
+    @abc.abstractmethod
+    def each(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Lets every worker do the same, with what is its own among the arguments.
+
+        Args:
+            work: What is done, without exchanges. It may use tensors from outside, and variables.
+            arguments: Of `work`.
+
+        Returns:
+            What each of them returned, for each of them.
+        """
+
+    @abc.abstractmethod
+    def here(self) -> int:
+        """Which worker is at work, 0 … W−1; inside of `each`, or before `conduct`."""
+
+    def is_so(self, of_worker: Callable[..., bool], *arguments: Any) -> bool:
+        """What holds for all workers alike, known when the step is made.
+
+        Args:
+            of_worker: Asks one of them.
+            arguments: Of it.
+        """
+        return bool(self.first(self.each(of_worker, *arguments)))
+
+    @abc.abstractmethod
+    def first(self, values: Any) -> Any:
+        """The first worker's tensors, of what is the same for all of them."""
+
+    @abc.abstractmethod
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """Adds up tensors over the workers, all in one exchange.
+
+        Args:
+            tensors: What `each` returned, in a list; rows of ``tf.IndexedSlices`` are collected.
+
+        Returns:
+            The sums, which every worker has.
+        """
+
+    def parts(self, tensors: Sequence[Any]) -> list[Any]:
+        """Of what the losses of a worker show (gradients, say): what adds up to that of all.
+
+        Args:
+            tensors: Of the worker that calls.
+        """
+        if self.repeats == 1:
+            return list(tensors)
+        return [_times(tensor, 1.0 / self.repeats) for tensor in tensors]
+
+    @abc.abstractmethod
+    def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
+        """Tells all workers some numbers of each; before `conduct`.
+
+        Args:
+            numbers: ``[k]``, of the worker that calls.
+
+        Returns:
+            ``[W, k]``.
+        """
+
+
+class Alone(Workers):
+    """One worker: nothing to exchange."""
+
+    number = 1
+    repeats = 1
+
+    def conduct(self, step: Callable[..., None], *own: Any) -> None:
+        """Calls it."""
+        step(*own)
+
+    def each(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls it."""
+        return work(*arguments)
+
+    def here(self) -> int:
+        """0."""
+        return 0
+
+    def first(self, values: Any) -> Any:
+        """The values."""
+        return values
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """The tensors."""
+        return list(tensors)
+
+    def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
+        """One row."""
+        return numbers[None]
+
+
+def _times(tensor: Any, factor: float) -> Any:
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.IndexedSlices(tensor.values * factor, tensor.indices, tensor.dense_shape)
+    return tensor * tf.cast(factor, tensor.dtype)
