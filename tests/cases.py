@@ -176,9 +176,7 @@ CASES = {
     "uneven": Case(_dense, _examples(27), _classify()),
     "one-example": Case(_dense, _examples(25), _classify()),
     "weights": Case(_dense, _weighted(27), _classify()),
-    "mean-by-weights": Case(
-        _dense, _weighted(27), _classify(reduction="mean_with_sample_weight")
-    ),
+    "mean-by-weights": Case(_dense, _weighted(27), _classify(reduction="mean_with_sample_weight")),
     "sum": Case(_dense, _examples(27), _classify(reduction="sum")),
     "clipnorm": Case(_dense, _examples(27), _classify(), {**_NUMBERS, "clipnorm": 0.05}),
     "global-clipnorm": Case(_dense, _examples(27), _classify(), {"global_clipnorm": 0.05}),

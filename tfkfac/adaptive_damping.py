@@ -41,6 +41,16 @@ class AdaptiveDamping(KeptState):
         self._taken_back = self._add_count("taken_back", "int64")
         self._jumped = self._add_count("damping_jumped", "int64")
         self._unit = self._add_count("mean_eigenvalue", "float32", "ones")
+        blocks = self.layer_collection.curvature_blocks
+        self._eigenvalues = self.add_variable(
+            shape=(len(blocks),), dtype="float32", name="mean_eigenvalues"
+        )
+        self._positions = {block.state_name: at for at, block in enumerate(blocks)}
+
+    def rebuild(self, model: Any) -> None:
+        """See `KeptState.rebuild`."""
+        super().rebuild(model)
+        self._note_eigenvalues()
 
     @property
     def reduction_ratio(self) -> float:
@@ -54,7 +64,30 @@ class AdaptiveDamping(KeptState):
         if not relative or not isinstance(block, CurvatureBlock):
             return damping
         unit = tf.convert_to_tensor(self._unit)
-        return damping * tf.cast(in_units_of(unit, block.mean_eigenvalue()), damping.dtype)
+        mean = tf.convert_to_tensor(self._eigenvalues)[self._positions[block.state_name]]
+        return damping * tf.cast(in_units_of(unit, mean), damping.dtype)
+
+    def _note_eigenvalues(self) -> None:
+        """Keeps the mean eigenvalue of every block, as its averages stand now."""
+        if "damping" not in self.automatic or not self._division.blocks:
+            return
+
+        def own() -> list[tf.Tensor]:
+            here, roles = self.workers.here(), self._division.roles
+            present = {id(block) for block in self.layer_collection}
+            return [
+                tf.stack(
+                    [
+                        tf.cast(block.mean_eigenvalue(), tf.float32)
+                        if roles.owner_of(block) == here and id(block) in present
+                        else tf.zeros([])
+                        for block in self._division.blocks
+                    ]
+                )
+            ]
+
+        (means,) = self.workers.first(self.workers.sum(self.workers.each(own)))
+        self._eigenvalues.assign(means)
 
     def _damping_jumped(self) -> tf.Tensor:
         """Whether λ was raised since the last step, so that no inverse fits it any more."""
@@ -68,7 +101,10 @@ class AdaptiveDamping(KeptState):
 
     def _begin_damping(self) -> None:
         """λ₀, from the curvature of the first batch."""
-        unit = self.layer_collection.mean_eigenvalue()
+        present = {id(block) for block in self.layer_collection}
+        sizes = [float(b.parameters) * (id(b) in present) for b in self._division.blocks]
+        means = tf.convert_to_tensor(self._eigenvalues)
+        unit = tf.linalg.tensordot(means, tf.constant(sizes), 1) / max(sum(sizes), 1.0)
         unit = tf.where(tf.math.is_finite(unit) & (unit > 0.0), unit, tf.ones_like(unit))
         self._unit.assign(tf.cast(unit, tf.float32))
         AdaptiveDamping.damping.record(self, self.levenberg_marquardt.first(unit))

@@ -7,7 +7,7 @@ the optimizer's ``add_variable``.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -120,16 +120,31 @@ class KroneckerInverse(abc.ABC):
         rank = len(self.shapes()[key]) - len(self.stack)
         return "ones" if rank == 1 else _identity_initializer
 
-    def refresh(self, averages: Averages, damping: tf.Tensor) -> None:
-        """Recomputes what is kept.
+    def triangles(self) -> frozenset[str]:
+        """Names of what is kept that are symmetric matrices."""
+        return frozenset()
 
-        Nothing changes where a result has a non-finite entry, or while no use was seen (masked
-        batches).
+    def fresh(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
+        """What is to be kept from now on.
+
+        It is what is kept already where a result has a non-finite entry, or while no use was seen
+        (masked batches).
         """
-        fresh = self.compute(averages, damping)
-        usable = self.is_finite(fresh) & (averages["uses"] > 0)
+        made = self.compute(averages, damping)
+        usable = self.is_finite(made) & (averages["uses"] > 0)
+        return [
+            tf.where(usable, value, variable)
+            for value, variable in zip(made, self.variables, strict=True)
+        ]
+
+    def keep(self, fresh: Sequence[tf.Tensor]) -> None:
+        """Keeps it."""
         for variable, value in zip(self.variables, fresh, strict=True):
-            variable.assign(tf.where(usable, value, variable))
+            variable.assign(value)
+
+    def refresh(self, averages: Averages, damping: tf.Tensor) -> None:
+        """Recomputes what is kept."""
+        self.keep(self.fresh(averages, damping))
 
     def is_finite(self, fresh: list[tf.Tensor]) -> tf.Tensor:
         """Whether a result of `compute` may be kept, a boolean scalar."""
@@ -156,6 +171,11 @@ class CholeskyInverse(KroneckerInverse):
             "input_inverse": self.input_form.shape(self.stack, self.input_dim),
             "output_inverse": self.output_form.shape(self.stack, self.output_dim),
         }
+
+    def triangles(self) -> frozenset[str]:
+        """Inverses of dense factors."""
+        forms = {"input_inverse": self.input_form, "output_inverse": self.output_form}
+        return frozenset(key for key, form in forms.items() if form is DENSE)
 
     def compute(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
         """The damped inverses of both factors."""

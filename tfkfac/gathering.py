@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfkfac import indexed_slices
 from tfkfac.curvature import Statistics, batch_statistics, seen_blocks
+from tfkfac.division import SumsOfBlocks
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.hyperparameters import Hyperparameter, Range
 from tfkfac.local_model import Batch, LocalModel
@@ -18,10 +19,6 @@ from tfkfac.pooling import contribution, contribution_shapes, pooled
 from tfkfac.record import Record
 from tfkfac.schedule import is_due
 from tfkfac.step_control import StepControl
-
-
-SumsOfBlocks = dict[str, dict[str, tf.Tensor]]
-"""Name of a block's state → name of a statistic → sum over shares of a batch."""
 
 
 class Gathering(StepControl):
@@ -138,7 +135,8 @@ class Gathering(StepControl):
         def enter(batch: Batch, sums: SumsOfBlocks) -> None:
             seen = seen_blocks(self.layer_collection.curvature_blocks, batch.record)
             if in_shares:
-                statistics = [(b, pooled(b, sums[b.state_name], examples)) for b in seen]
+                kept = [block for block in seen if block.state_name in sums]
+                statistics = [(b, pooled(b, sums[b.state_name], examples)) for b in kept]
             else:
                 statistics = self._statistics_of(batch, model.variables)
             entered: list[tf.Tensor] = []
@@ -146,10 +144,11 @@ class Gathering(StepControl):
                 with tf.control_dependencies(entered[-1:]):
                     entered.append(block.update(values, self.factor_decay, share))
 
-        sums = self._summed_up(model) if in_shares else {}
+        sums = self._summed_up(model, examples) if in_shares else {}
         self.workers.each(enter, model.batch, sums)
+        self._note_eigenvalues()
 
-    def _summed_up(self, model: LocalModel) -> Any:
+    def _summed_up(self, model: LocalModel, examples: tf.Tensor) -> Any:
         """The contributions of all micro-batches and workers, added."""
 
         def own(batch: Batch) -> SumsOfBlocks:
@@ -164,11 +163,9 @@ class Gathering(StepControl):
             }
 
         contributions = self.workers.each(own, model.batch)
-        summed = iter(self.workers.sum([v for of in contributions.values() for v in of.values()]))
-        return {
-            name: {key: next(summed) for key in of_block}
-            for name, of_block in contributions.items()
-        }
+        blocks = self.layer_collection.curvature_blocks
+        seen = [block for block in blocks if block.state_name in contributions]
+        return self._division.add_up(contributions, seen, examples)
 
     def _contributions(self, batch: Batch, variables: Sequence[Any]) -> SumsOfBlocks:
         """What a worker's part of a batch adds to the sums over the whole."""

@@ -11,12 +11,18 @@ import tensorflow as tf
 
 from tfkfac.attached_optimizer import AttachedOptimizer
 from tfkfac.blocks import Block
+from tfkfac.division import Division
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.variable_slice import whole_of
 
 
 class KeptState(AttachedOptimizer):
     """The part of KFAC that makes variables, from shapes alone, and carries them on."""
+
+    placement: str | float
+    communication_dtype: str | None
+
+    _division: Division
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -69,9 +75,19 @@ class KeptState(AttachedOptimizer):
         self._skipped_steps = self._add_count("skipped_steps", "int64")
         self._largest_batch = self._add_count("largest_batch", "float32")
         self._averaged = self._add_count("averaged", "int64")
+        self._division = Division(
+            self.workers,
+            self._collection.curvature_blocks,
+            self.placement,
+            self.communication_dtype,
+        )
         self._add_state()
         for block in self._collection:
-            block.build(self.add_variable, functools.partial(self.damping_of, block))
+            block.build(
+                self.add_variable,
+                functools.partial(self.damping_of, block),
+                **self._division.kept_here(block),
+            )
         self._state = self._variables[made_before:]
         self._collection.warn_of_fallbacks()
 

@@ -160,20 +160,56 @@ class LayerCollection:
             gradients: One for each of `variables`.
             variables: The trainable variables; one that is missing has a gradient of zero.
         """
+        directions = {
+            id(block): block.precondition(of_block)
+            for block, of_block in self.take_apart(gradients, variables)
+        }
+        return self.put_together(directions, variables)
+
+    def with_gradients(self, variables: Sequence[Any]) -> list[Block]:
+        """The blocks of some variables.
+
+        Args:
+            variables: Those that have a gradient.
+        """
+        given = {id(variable) for variable in variables}
+        return [b for b in self.blocks if any(id(whole_of(v)) in given for v in b.variables)]
+
+    def take_apart(
+        self, gradients: Sequence[tf.Tensor], variables: Sequence[Any]
+    ) -> list[tuple[Block, list[Any]]]:
+        """Blocks, each with the gradients of its variables.
+
+        Args:
+            gradients: One for each of `variables`.
+            variables: Trainable variables; one that is missing has a gradient of zero.
+        """
         given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
-        parts: list[Any] = []
-        directions: list[tf.Tensor] = []
-        for block in self.blocks:
-            if any(id(whole_of(variable)) in given for variable in block.variables):
-                of_block = [
+        return [
+            (
+                block,
+                [
                     take(variable, given)
                     if id(whole_of(variable)) in given
                     else tf.zeros(variable.shape, variable.dtype)
                     for variable in block.variables
-                ]
-                parts.extend(block.variables)
-                directions.extend(block.precondition(of_block))
-        wholes = put(parts, directions)
+                ],
+            )
+            for block in self.with_gradients(variables)
+        ]
+
+    def put_together(
+        self, directions: Mapping[int, Sequence[Any]], variables: Sequence[Any]
+    ) -> list[Any]:
+        """The reverse of `take_apart`.
+
+        Args:
+            directions: id of a block → a tensor for each of its variables.
+            variables: The variables that are asked for.
+        """
+        blocks = [block for block in self.blocks if id(block) in directions]
+        parts = [variable for block in blocks for variable in block.variables]
+        wholes = put(parts, [tensor for block in blocks for tensor in directions[id(block)]])
         return [wholes[id(variable)] for variable in variables]
 
     def weighted_dot(
@@ -206,14 +242,6 @@ class LayerCollection:
                 total = tf.add_n([tf.cast(dot, dots[0].dtype) for dot in dots])
                 terms.append(total * tf.cast(weight, total.dtype))
         return tf.add_n([tf.cast(term, terms[0].dtype) for term in terms])
-
-    def mean_eigenvalue(self) -> tf.Tensor:
-        """tr F / dim F, of the blocks that have a curvature, scalar."""
-        blocks = self.curvature_blocks
-        if not blocks:
-            return tf.ones([])
-        trace = tf.add_n([tf.cast(block.trace(), tf.float32) for block in blocks])
-        return trace / float(sum(block.parameters for block in blocks))
 
     def set_aside(self, used_elsewhere: set[int]) -> None:
         """Lets blocks follow the plain gradient whose variables are used outside of their layers.

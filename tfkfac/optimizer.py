@@ -15,6 +15,8 @@ from tfkfac.blocks import CurvatureBlock
 from tfkfac.curvature import require_seen
 from tfkfac.damping import LevenbergMarquardt
 from tfkfac.distribution.choice import DISTRIBUTIONS
+from tfkfac.distribution.placement import require_placement
+from tfkfac.division import COMMUNICATION_DTYPES
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.gathering import Gathering
@@ -83,6 +85,11 @@ class KFAC(Gathering):
             "lggm_limit" (chains of steps, Martens, Ba & Johnson 2018); one for all layers, or a
             dict of regular expressions of their paths → one; the first that matches counts.
         max_exact_outputs: Limit of the scalars in one example's output for ``fisher="exact"``.
+        placement: With several workers, who preconditions a layer: "comm_opt" (all), "mem_opt" (one
+            worker, which sends the result to the others), "hybrid" (about √W of the W workers), or
+            the share of them that does.
+        communication_dtype: In which statistics are sent, "float16" or "bfloat16"; None for their
+            own.
         distribution: Who makes the steps: "auto" finds the scope of a ``tf.distribute`` strategy
             and an initialised ``horovod.tensorflow``; "single", "strategy" and "horovod" insist.
         model: The model, where it is not introduced by ``model.compile`` (see `attach`).
@@ -117,6 +124,8 @@ class KFAC(Gathering):
         max_factor_size: int | None = MAX_FACTOR_SIZE,
         recurrent: str | Mapping[str, str] = "independent",
         max_exact_outputs: int = 1024,
+        placement: str | float = "comm_opt",
+        communication_dtype: str | None = None,
         distribution: str = "auto",
         model: Any = None,
         seed: int | None = None,
@@ -147,6 +156,10 @@ class KFAC(Gathering):
         self.recurrent = require_recurrent(recurrent)
         require_choice("distribution", distribution, DISTRIBUTIONS)
         self.distribution = distribution
+        self.placement = require_placement(placement)
+        if communication_dtype is not None:
+            require_choice("communication_dtype", communication_dtype, COMMUNICATION_DTYPES)
+        self.communication_dtype = communication_dtype
         self.max_exact_outputs = require_integer("max_exact_outputs", max_exact_outputs, minimum=1)
         if seed is not None:
             Range(integer=True).check("seed", seed)
@@ -245,7 +258,9 @@ class KFAC(Gathering):
         def move() -> None:
             with self._stopwatch.running():
                 self._refresh_inverses(updates)
-                directions = self._preconditioned(gradients, model.variables)
+                directions = self._division.precondition(
+                    self.layer_collection, gradients, model.variables
+                )
             self._make_step(model, gradients, directions)
             self._average_weights()
 
@@ -276,20 +291,7 @@ class KFAC(Gathering):
 
     def _refresh(self, blocks: Sequence[CurvatureBlock]) -> None:
         """Recomputes the inverses of some blocks."""
-
-        def work() -> None:
-            for block in blocks:
-                block.refresh(self.damping_of(block))
-
-        self.workers.each(work)
-
-    def _preconditioned(self, gradients: Any, variables: Sequence[Any]) -> Any:
-        """p = F̂⁻¹g."""
-
-        def work(gradients: Sequence[Any]) -> list[Any]:
-            return self.layer_collection.precondition(gradients, variables)
-
-        return self.workers.each(work, gradients)
+        self._division.refresh(blocks, [self.damping_of(block) for block in blocks])
 
     def _average_weights(self) -> None:
         """Keras' ``use_ema``; the average begins with the first update that moves the weights."""
@@ -339,6 +341,8 @@ class KFAC(Gathering):
             max_factor_size=self.max_factor_size,
             recurrent=self.recurrent,
             max_exact_outputs=self.max_exact_outputs,
+            placement=self.placement,
+            communication_dtype=self.communication_dtype,
             distribution=self.distribution,
             seed=self.seed,
         )

@@ -113,14 +113,23 @@ class Block(abc.ABC):
         sizes = [tf.TensorShape(variable.shape).num_elements() for variable in self.variables]
         return sum(int(size or 0) for size in sizes)
 
-    def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:
+    def build(
+        self,
+        add_variable: AddVariable,
+        damping: Callable[[], tf.Tensor],
+        *,
+        averages: bool = True,
+        inverse: bool = True,
+    ) -> None:
         """Makes the block's variables.
 
         Args:
             add_variable: The optimizer's.
             damping: Returns the damping in force, λ.
+            averages: Whether the averages are kept here, not on other workers only.
+            inverse: Whether what the block preconditions with is.
         """
-        del add_variable, damping
+        del add_variable, damping, averages, inverse
 
     @abc.abstractmethod
     def precondition(
@@ -243,13 +252,44 @@ class CurvatureBlock(Block):
         """Enters the statistics of a batch into the decayed averages; returns whether it did."""
         return self._averages.update(statistics, decay, weight)
 
+    @property
+    def triangles(self) -> frozenset[str]:
+        """Names of the statistics that are symmetric matrices; their lower triangles count."""
+        return frozenset()
+
     def refresh(self, damping: tf.Tensor) -> None:
         """Recomputes what is kept to precondition with, where something is."""
+        self.keep(self.fresh(damping))
+
+    def fresh(self, damping: tf.Tensor) -> list[tf.Tensor]:
+        """What is to be kept to precondition with, made anew from the averages.
+
+        Args:
+            damping: λ.
+
+        Returns:
+            Tensors of `kept_shapes`, for `keep`; none for a block that keeps nothing but averages.
+        """
         del damping
+        return []
+
+    def keep(self, fresh: Sequence[tf.Tensor]) -> None:
+        """Keeps what `fresh` has made, here or on another worker."""
+        del fresh
+
+    @property
+    def kept_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of what is kept to precondition with."""
+        return []
+
+    @property
+    def kept_triangles(self) -> list[bool]:
+        """Which of these are symmetric matrices."""
+        return []
 
     @property
     def refresh_cost(self) -> float:
-        """What `refresh` costs, up to a constant common to all blocks (0: it does nothing)."""
+        """What `fresh` costs, up to a constant common to all blocks (0: it makes nothing)."""
         return 0.0
 
     @abc.abstractmethod
@@ -262,10 +302,19 @@ class CurvatureBlock(Block):
 
     # --- the public face -------------------------------------------------------------------
 
-    def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:
+    def build(
+        self,
+        add_variable: AddVariable,
+        damping: Callable[[], tf.Tensor],
+        *,
+        averages: bool = True,
+        inverse: bool = True,
+    ) -> None:
         """Makes the averages."""
+        del inverse
         self._damping = damping
-        self._averages.build(add_variable)
+        if averages:
+            self._averages.build(add_variable)
 
     @property
     def factor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -302,12 +351,13 @@ class CurvatureBlock(Block):
         """The decayed averages of all statistics, or what is made of them.
 
         Raises:
-            ValueError: The block was never built.
+            ValueError: The block was never built, or another worker keeps them.
         """
         if not self._averages.built:
+            self._require_built()
             raise ValueError(
-                f"The block of layer {self.name!r} has no statistics: this layer collection was "
-                "only scanned. Train with the optimizer and look at `optimizer.layer_collection`."
+                f"The averages of layer {self.name!r} are kept by another worker. "
+                "`optimizer.layer_collection.placement_summary()` tells who has what."
             )
         return self._averages.read()
 
@@ -315,9 +365,16 @@ class CurvatureBlock(Block):
         """λ as given, or the one in force if None."""
         if damping is not None:
             return linalg.scalar(damping, self.dtype)
-        self.averages()
-        assert self._damping is not None
-        return tf.cast(self._damping(), self.dtype)
+        return tf.cast(self._require_built()(), self.dtype)
+
+    def _require_built(self) -> Callable[[], tf.Tensor]:
+        """What returns the damping in force."""
+        if self._damping is None:
+            raise ValueError(
+                f"The block of layer {self.name!r} has no statistics: this layer collection was "
+                "only scanned. Train with the optimizer and look at `optimizer.layer_collection`."
+            )
+        return self._damping
 
 
 def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:

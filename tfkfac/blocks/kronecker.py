@@ -191,9 +191,29 @@ class KroneckerBlock(RowsByExample):
             shapes["s"] = (*self.inverse.stack, self.input_dim, self.output_dim)
         return shapes
 
-    def refresh(self, damping: tf.Tensor) -> None:
-        """Recomputes the inverses from the averages."""
-        self.inverse.refresh(self.averages(), tf.cast(damping, self.dtype))
+    @property
+    def triangles(self) -> frozenset[str]:
+        """The factors that are dense."""
+        forms = {"A": self.input_form, "G": self.output_form}
+        return frozenset(key for key, form in forms.items() if form is DENSE)
+
+    def fresh(self, damping: tf.Tensor) -> list[tf.Tensor]:
+        """The inverses, or those of the last refresh where they cannot be had."""
+        return self.inverse.fresh(self.averages(), tf.cast(damping, self.dtype))
+
+    def keep(self, fresh: Sequence[tf.Tensor]) -> None:
+        """Keeps the inverses."""
+        self.inverse.keep(fresh)
+
+    @property
+    def kept_shapes(self) -> list[tuple[int, ...]]:
+        """Of the inverses."""
+        return list(self.inverse.shapes().values())
+
+    @property
+    def kept_triangles(self) -> list[bool]:
+        """Inverses are symmetric, eigenvectors are not."""
+        return [key in self.inverse.triangles() for key in self.inverse.shapes()]
 
     def update(
         self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
@@ -226,10 +246,18 @@ class KroneckerBlock(RowsByExample):
 
     # --- the public face -------------------------------------------------------------------
 
-    def build(self, add_variable: AddVariable, damping: Callable[[], tf.Tensor]) -> None:
+    def build(
+        self,
+        add_variable: AddVariable,
+        damping: Callable[[], tf.Tensor],
+        *,
+        averages: bool = True,
+        inverse: bool = True,
+    ) -> None:
         """Makes the averages and the inverses."""
-        super().build(add_variable, damping)
-        self.inverse.build(add_variable)
+        super().build(add_variable, damping, averages=averages)
+        if inverse:
+            self.inverse.build(add_variable)
 
     @property
     def state(self) -> list[Any]:
@@ -279,10 +307,10 @@ class KroneckerBlock(RowsByExample):
         self, damping: float | tf.Tensor | None
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """What the inverse method kept at its last refresh, or would keep for a damping."""
-        averages, damped = self.averages(), self.damping_or_current(damping)
+        damped = self.damping_or_current(damping)
         if damping is None:
             return self.inverse.kept(), damped
-        return self.inverse.compute_or_keep(averages, damped), damped
+        return self.inverse.compute_or_keep(self.averages(), damped), damped
 
     def to_dense(self) -> tf.Tensor:
         """``|T| · A ⊗ G``, or with s in its eigenbasis; block-diagonal over groups."""

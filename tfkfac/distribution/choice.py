@@ -6,6 +6,7 @@ import sys
 
 import tensorflow as tf
 
+from tfkfac.distribution.horovod import Ranks
 from tfkfac.distribution.replicas import Replicas
 from tfkfac.distribution.workers import Alone, Workers
 
@@ -28,11 +29,26 @@ def workers_of(distribution: str) -> Workers:
     ranks = ranks_of_horovod()
     if distribution == "single" or (distribution == "auto" and max(replicas, ranks) == 1):
         return Alone()
-    if ranks > 1:
+    if distribution == "strategy" or (distribution == "auto" and ranks == 1):
+        if replicas == 1:
+            raise ValueError(
+                'Argument `distribution` is "strategy", but the model is not in the scope of a '
+                "tf.distribute strategy with several replicas. Build model and optimizer within "
+                "`with strategy.scope():`."
+            )
+        return Replicas(strategy)
+    if replicas > 1:
         raise ValueError(
-            f"KFAC does not train over Horovod yet, but there are {ranks} ranks. Start one process."
+            f"There are {ranks} Horovod ranks, and {replicas} replicas of a tf.distribute strategy "
+            "in each. Use one of both."
         )
-    return Replicas(strategy)
+    horovod = sys.modules.get("horovod.tensorflow")
+    if horovod is None or not horovod.is_initialized():
+        raise ValueError(
+            'Argument `distribution` is "horovod", but Horovod is not initialised. Put '
+            "`import horovod.tensorflow as hvd; hvd.init()` in front."
+        )
+    return Ranks(horovod) if ranks > 1 else Alone()
 
 
 def ranks_of_horovod() -> int:

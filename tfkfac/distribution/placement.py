@@ -47,6 +47,16 @@ class Grid:
         return tuple(range(index * self.columns, (index + 1) * self.columns))
 
     @property
+    def all_columns(self) -> list[tuple[int, ...]]:
+        """All groups of gradient workers."""
+        return [self.column(index) for index in range(self.columns)]
+
+    @property
+    def all_rows(self) -> list[tuple[int, ...]]:
+        """All groups of receivers."""
+        return [self.row(index) for index in range(self.rows)]
+
+    @property
     def fraction(self) -> float:
         """f, the share of the workers that precondition a block."""
         return self.rows / self.workers

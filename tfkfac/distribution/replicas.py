@@ -56,6 +56,17 @@ class Replicas(Workers):
         pairs = [(tensor, tensor) for tensor in tensors]
         return list(self._strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs))
 
+    def collect(self, vectors: Any, sizes: Sequence[int], groups: Sequence[tuple[int, ...]]) -> Any:
+        """The sum of vectors that are zero for all replicas but one."""
+        del groups
+
+        def own(vector: tf.Tensor) -> list[tf.Tensor]:
+            here = self.here()
+            zeros = [tf.zeros([size], vector.dtype) for size in sizes]
+            return [*zeros[:here], vector, *zeros[here + 1 :]]
+
+        return self.sum(self.each(own, vectors))
+
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
         """The sum of rows that are zero for all replicas but one."""
         row = tf.one_hot(self.here(), self.number, dtype=numbers.dtype)[:, None]

@@ -22,11 +22,14 @@ class Workers(abc.ABC):
 
     Attributes:
         number: W.
+        keep_all_alike: Whether every variable is everywhere; else a worker may keep what others do
+            not.
         repeats: How often a sum over the workers counts what concerns all of them alike, such as a
             regulariser: 1 where Keras has divided it among them, W where it has not.
     """
 
     number: int
+    keep_all_alike: bool = True
     repeats: int
 
     @abc.abstractmethod
@@ -78,6 +81,44 @@ class Workers(abc.ABC):
             The sums, which every worker has.
         """
 
+    def form(self, groups: Sequence[tuple[int, ...]]) -> None:
+        """Gets ready for `collect` within some groups.
+
+        Args:
+            groups: Groups of workers.
+
+        Raises:
+            ValueError: There cannot be such groups here.
+        """
+        del groups
+
+    def to_owners(self, vectors: Sequence[Any], sizes: Sequence[int]) -> Any:
+        """Adds up vectors over the workers, each for the one that it is meant for.
+
+        Only for workers that do not keep all alike.
+
+        Args:
+            vectors: What `each` returned: W vectors of every worker, the w-th for worker w.
+            sizes: Of these vectors.
+
+        Returns:
+            For each worker the sum that is meant for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keep everything alike.")
+
+    @abc.abstractmethod
+    def collect(self, vectors: Any, sizes: Sequence[int], groups: Sequence[tuple[int, ...]]) -> Any:
+        """Gives to every worker the vectors of its group.
+
+        Args:
+            vectors: One of every worker.
+            sizes: Of these vectors.
+            groups: Every worker is in one.
+
+        Returns:
+            For each worker W vectors, None for those of other groups.
+        """
+
     def parts(self, tensors: Sequence[Any]) -> list[Any]:
         """Of what the losses of a worker show (gradients, say): what adds up to that of all.
 
@@ -125,6 +166,11 @@ class Alone(Workers):
     def sum(self, tensors: Sequence[Any]) -> list[Any]:
         """The tensors."""
         return list(tensors)
+
+    def collect(self, vectors: Any, sizes: Sequence[int], groups: Sequence[tuple[int, ...]]) -> Any:
+        """The one vector."""
+        del sizes, groups
+        return [vectors]
 
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
         """One row."""

@@ -1,0 +1,370 @@
+"""Who does which part of the work on the blocks, and what they send one another.
+
+The factors of a block are added up on the worker that owns it, which makes its inverse and hands it
+to the gradient workers of its column; these precondition, and each hands the result to its row
+(Osawa et al. 2018, §4; Pauloski et al. 2021, §3; mathematics.md §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfkfac.blocks import Block, CurvatureBlock, KroneckerBlock
+from tfkfac.distribution.packing import Parcel, pack, size_of, unpack
+from tfkfac.distribution.placement import Placement, grid_of, place
+from tfkfac.distribution.workers import Workers
+from tfkfac.layer_collection import LayerCollection
+from tfkfac.pooling import contribution_shapes
+
+SumsOfBlocks = dict[str, dict[str, tf.Tensor]]
+"""Name of a block's state → name of a statistic → sum over shares of a batch."""
+
+COMMUNICATION_DTYPES = ("float16", "bfloat16")
+"""The values of ``KFAC(communication_dtype=...)`` beside None."""
+
+
+class Roles:
+    """Who keeps the averages and the inverses of a block, and who preconditions with them.
+
+    Args:
+        workers: Who there is.
+        blocks: All blocks with curvature.
+        placement: A value of ``KFAC(placement=...)``.
+
+    Attributes:
+        placement: The grid, and the owners of the blocks.
+    """
+
+    def __init__(
+        self, workers: Workers, blocks: Sequence[CurvatureBlock], placement: str | float
+    ) -> None:
+        self._alike = workers.keep_all_alike
+        self._positions = {block.state_name: at for at, block in enumerate(blocks)}
+        self.placement: Placement = place(
+            grid_of(workers.number, placement),
+            [float(block.state_size * block.bytes_each) for block in blocks],
+            [block.refresh_cost for block in blocks],
+        )
+
+    def owner_of(self, block: CurvatureBlock) -> int:
+        """The worker that makes the inverse."""
+        return self.placement.owners[self._positions[block.state_name]]
+
+    def all_keep_averages(self, block: CurvatureBlock) -> bool:
+        """Whether not only the owner keeps the averages.
+
+        So it is where workers have everything alike, where all measure in the eigenbases of the
+        block (EKFAC), and of blocks without an inverse: these precondition with the averages.
+        """
+        if self._alike:
+            return True
+        if isinstance(block, KroneckerBlock):
+            return block.inverse.takes_examples
+        return self.placement.grid.rows > 1
+
+    def all_keep_inverse(self, block: CurvatureBlock) -> bool:
+        """Whether not only the gradient workers keep the inverse.
+
+        So it is where all keep the averages, and of layers that look rows up: what is made of some
+        rows of a gradient has no size that others could know.
+        """
+        looks_up = isinstance(block, KroneckerBlock) and block.looks_up
+        one_column = self.placement.grid.columns == 1
+        return one_column or looks_up or self.all_keep_averages(block)
+
+    def all_precondition(self, block: CurvatureBlock) -> bool:
+        """Whether nobody has to be told what others have made of the gradients."""
+        looks_up = isinstance(block, KroneckerBlock) and block.looks_up
+        if not self._alike or looks_up or not block.refresh_cost:
+            return self.all_keep_inverse(block)
+        return self.placement.grid.columns == 1
+
+    def keeps_averages(self, block: CurvatureBlock, worker: int) -> bool:
+        """Whether a worker keeps the averages."""
+        return self.all_keep_averages(block) or worker == self.owner_of(block)
+
+    def keeps_inverse(self, block: CurvatureBlock, worker: int) -> bool:
+        """Whether a worker keeps the inverse."""
+        grid = self.placement.grid
+        in_column = grid.column_of(worker) == grid.column_of(self.owner_of(block))
+        return in_column or self.all_keep_inverse(block)
+
+    def preconditions(self, block: CurvatureBlock, worker: int) -> bool:
+        """Whether a worker preconditions the gradients; the others of its row are told."""
+        if self.all_precondition(block):
+            return True
+        if self._alike:
+            return worker == self.owner_of(block)
+        return self.keeps_inverse(block, worker)
+
+
+class Division:
+    """The work on the blocks, as it is divided among the workers.
+
+    Args:
+        workers: Who there is.
+        blocks: All blocks with curvature.
+        placement: A value of ``KFAC(placement=...)``.
+        communication_dtype: In which sums of statistics are sent; None for their own.
+
+    Attributes:
+        blocks: The blocks.
+        roles: Who does what.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        blocks: Sequence[CurvatureBlock],
+        placement: str | float,
+        communication_dtype: str | None = None,
+    ) -> None:
+        self.blocks = list(blocks)
+        self._workers = workers
+        self._communication_dtype = communication_dtype
+        double = any(block.dtype == "float64" for block in blocks)
+        self._dtype = "float64" if double else "float32"
+        self.roles = Roles(workers, blocks, placement)
+        grid = self.roles.placement.grid
+        everyone = [tuple(range(workers.number))]
+        self._columns = everyone if workers.keep_all_alike else grid.all_columns
+        self._rows = everyone if workers.keep_all_alike else grid.all_rows
+        self._everyone = everyone
+        for groups in (self._columns, self._rows):
+            workers.form(groups)
+
+    def kept_here(self, block: Block) -> dict[str, bool]:
+        """Which variables of a block there are on this worker, as `Block.build` wants to know."""
+        if self._workers.keep_all_alike or not isinstance(block, CurvatureBlock):
+            return {}
+        here = self._workers.here()
+        return {
+            "averages": self.roles.keeps_averages(block, here),
+            "inverse": self.roles.keeps_inverse(block, here),
+        }
+
+    # --- factors -----------------------------------------------------------------------------
+
+    def add_up(
+        self, contributions: Any, blocks: Sequence[CurvatureBlock], examples: tf.Tensor
+    ) -> Any:
+        """Adds up what shares of a batch contribute to factors, for those that keep the averages.
+
+        Args:
+            contributions: `SumsOfBlocks` of every worker.
+            blocks: Of these blocks.
+            examples: N, the examples of all workers.
+
+        Returns:
+            `SumsOfBlocks` of every worker, of the blocks whose averages it keeps.
+        """
+        number = self._workers.number
+        if number == 1:
+            return contributions
+        shared = [block for block in blocks if self.roles.all_keep_averages(block)]
+        owned = [
+            [b for b in blocks if b not in shared and self.roles.owner_of(b) == worker]
+            for worker in range(number)
+        ]
+
+        def sent(own: SumsOfBlocks) -> list[tf.Tensor]:
+            return [self._packed(of_owner, own, examples) for of_owner in [*owned, shared]]
+
+        *for_owners, for_all = self._workers.each(sent, contributions)
+        totals = self._workers.each(dict)
+        if shared:
+            (sums,) = self._workers.sum([for_all])
+            totals = self._workers.each(lambda s: self._unpacked(shared, s, examples), sums)
+        if any(owned):
+            sums = self._workers.to_owners(for_owners, [self._numbers(each) for each in owned])
+            totals = self._workers.each(
+                lambda t, s: t | self._unpacked(owned[self._workers.here()], s, examples),
+                totals,
+                sums,
+            )
+        return totals
+
+    def _packed(
+        self, blocks: Sequence[CurvatureBlock], sums: SumsOfBlocks, examples: tf.Tensor
+    ) -> tf.Tensor:
+        """Of all blocks in one vector; means instead of sums if they could overflow."""
+        vector = _vector(
+            [parcel for block in blocks for parcel in _statistics(block).values()],
+            [sums[block.state_name][name] for block in blocks for name in _statistics(block)],
+            self._dtype,
+        )
+        if self._communication_dtype is None:
+            return vector
+        return tf.cast(vector / tf.cast(examples, vector.dtype), self._communication_dtype)
+
+    def _unpacked(
+        self, blocks: Sequence[CurvatureBlock], numbers: tf.Tensor, examples: tf.Tensor
+    ) -> SumsOfBlocks:
+        numbers = tf.cast(numbers, self._dtype)
+        if self._communication_dtype is not None:
+            numbers *= tf.cast(examples, numbers.dtype)
+        names = [(block, name) for block in blocks for name in _statistics(block)]
+        values = unpack([_statistics(block)[name] for block, name in names], numbers)
+        sums: SumsOfBlocks = {block.state_name: {} for block in blocks}
+        for (block, name), value in zip(names, values, strict=True):
+            sums[block.state_name][name] = tf.cast(value, block.dtype)
+        return sums
+
+    @staticmethod
+    def _numbers(blocks: Sequence[CurvatureBlock]) -> int:
+        return sum(size_of(list(_statistics(block).values())) for block in blocks)
+
+    # --- inverses ----------------------------------------------------------------------------
+
+    def refresh(self, blocks: Sequence[CurvatureBlock], dampings: Sequence[tf.Tensor]) -> None:
+        """Makes the inverses of some blocks anew, each on its owner, and hands them on.
+
+        Args:
+            blocks: Blocks with an inverse.
+            dampings: λ of each.
+        """
+        for everywhere, groups in ((True, self._everyone), (False, self._columns)):
+            turn = [
+                (block, damping)
+                for block, damping in zip(blocks, dampings, strict=True)
+                if self.roles.all_keep_inverse(block) == everywhere
+            ]
+            if turn:
+                self._refresh(turn, groups)
+
+    def _refresh(
+        self, turn: Sequence[tuple[CurvatureBlock, tf.Tensor]], groups: Sequence[tuple[int, ...]]
+    ) -> None:
+        owned = [
+            [(block, damping) for block, damping in turn if self.roles.owner_of(block) == worker]
+            for worker in range(self._workers.number)
+        ]
+        parcels = [[parcel for block, _ in each for parcel in _kept(block)] for each in owned]
+
+        def make() -> list[tf.Tensor]:
+            own = owned[self._workers.here()]
+            return [tensor for block, damping in own for tensor in block.fresh(damping)]
+
+        def keep(made: Sequence[Sequence[tf.Tensor]]) -> None:
+            for of_worker, tensors in zip(owned, made, strict=True):
+                values = iter(tensors)
+                for block, _ in of_worker if tensors else ():
+                    block.keep([next(values) for _ in _kept(block)])
+
+        self._workers.each(keep, self._handed_on(self._workers.each(make), parcels, groups))
+
+    # --- gradients ---------------------------------------------------------------------------
+
+    def precondition(
+        self, collection: LayerCollection, gradients: Any, variables: Sequence[Any]
+    ) -> Any:
+        """p = F̂⁻¹g, of every worker.
+
+        Args:
+            collection: All blocks.
+            gradients: g, of every worker.
+            variables: The variables that have a gradient.
+        """
+        told = [
+            block
+            for block in collection.with_gradients(variables)
+            if isinstance(block, CurvatureBlock) and not self.roles.all_precondition(block)
+        ]
+        made_by = [
+            [block for block in told if self.roles.preconditions(block, worker)]
+            for worker in range(self._workers.number)
+        ]
+        parcels = [[parcel for block in each for parcel in _gradients(block)] for each in made_by]
+
+        def make(gradients: Sequence[Any]) -> list[list[Any]]:
+            """What all make by themselves, and what this worker makes for others."""
+            of_blocks = collection.take_apart(gradients, variables)
+            mine = [
+                block for block, _ in of_blocks if block not in told or block in made_by[here()]
+            ]
+            made = {id(block): block.precondition(own) for block, own in of_blocks if block in mine}
+            alone = [d for block, _ in of_blocks if block not in told for d in made[id(block)]]
+            return [alone, [d for block in made_by[here()] for d in made[id(block)]]]
+
+        def assemble(alone: Sequence[Any], told_of: Sequence[Sequence[tf.Tensor]]) -> list[Any]:
+            directions: dict[int, list[Any]] = {}
+            for of_worker, tensors in zip(made_by, told_of, strict=True):
+                values = iter(tensors)
+                for block in of_worker if tensors else ():
+                    directions[id(block)] = [next(values) for _ in block.variables]
+            values = iter(alone)
+            for block in collection.with_gradients(variables):
+                if block not in told:
+                    directions[id(block)] = [next(values) for _ in block.variables]
+            return collection.put_together(directions, variables)
+
+        here = self._workers.here
+        alone, for_others = self._workers.each(make, gradients)
+        told_of = self._handed_on(for_others, parcels, self._rows)
+        return self._workers.each(assemble, alone, told_of)
+
+    # --- what both have in common ------------------------------------------------------------
+
+    def _handed_on(
+        self,
+        made: Any,
+        parcels: Sequence[Sequence[Parcel]],
+        groups: Sequence[tuple[int, ...]],
+    ) -> Any:
+        """Gives to every worker what the members of its group have made.
+
+        Args:
+            made: Tensors, of every worker.
+            parcels: What is known of those of each worker.
+            groups: Every worker is in one.
+
+        Returns:
+            For every worker a list of tensors of each worker, empty for those of other groups.
+        """
+        here, number = self._workers.here, self._workers.number
+        sizes = [size_of(each) for each in parcels]
+        if all(len(group) == 1 for group in groups) or not any(sizes):
+            return self._workers.each(
+                lambda own: [own if worker == here() else [] for worker in range(number)], made
+            )
+        vectors = self._workers.collect(
+            self._workers.each(lambda own: _vector(parcels[here()], own, self._dtype), made),
+            sizes,
+            groups,
+        )
+        return self._workers.each(
+            lambda own: [
+                [] if vector is None else unpack(of_worker, vector)
+                for of_worker, vector in zip(parcels, own, strict=True)
+            ],
+            vectors,
+        )
+
+
+def _vector(parcels: Sequence[Parcel], tensors: Sequence[tf.Tensor], dtype: str) -> tf.Tensor:
+    """`pack`, in a dtype, of any number of tensors."""
+    if not parcels:
+        return tf.zeros([0], dtype)
+    return pack(parcels, [tf.cast(tensor, dtype) for tensor in tensors])
+
+
+def _statistics(block: CurvatureBlock) -> dict[str, Parcel]:
+    """Name of a statistic → what is known of its sum."""
+    return {
+        name: Parcel(shape, name in block.triangles)
+        for name, shape in contribution_shapes(block).items()
+    }
+
+
+def _kept(block: CurvatureBlock) -> list[Parcel]:
+    """What is known of the tensors that a block preconditions with."""
+    pairs = zip(block.kept_shapes, block.kept_triangles, strict=True)
+    return [Parcel(shape, symmetric) for shape, symmetric in pairs]
+
+
+def _gradients(block: CurvatureBlock) -> list[Parcel]:
+    """What is known of the gradients of a block."""
+    return [Parcel(tuple(variable.shape)) for variable in block.variables]
