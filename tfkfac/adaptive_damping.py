@@ -11,13 +11,13 @@ import tensorflow as tf
 from tfkfac.blocks import Block, CurvatureBlock
 from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, in_units_of, ratio_of
 from tfkfac.hyperparameters import Hyperparameter, Range
-from tfkfac.kept_state import KeptState
 from tfkfac.local_model import Batch, LocalModel
+from tfkfac.saved_state import SavedState
 from tfkfac.second_look import loss_at_present_weights
 from tfkfac.units import share_of_mean
 
 
-class AdaptiveDamping(KeptState):
+class AdaptiveDamping(SavedState):
     """The part of KFAC that keeps λ (mathematics.md §6).
 
     Attributes:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import RecurrentBlock
+from tfkfac.callbacks.all_ranks import AllRanks
 from tfkfac.capture import Recorder
-from tfkfac.distribution.choice import workers_of
+from tfkfac.distribution.choice import ranks_of_horovod, require_unwrapped, workers_of
 from tfkfac.distribution.workers import Workers
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.record import Record
@@ -27,6 +27,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
     distribution: str
 
     def __init__(self, **kwargs: Any) -> None:
+        require_unwrapped(type(self))
         super().__init__(**kwargs)
         self._recorder = Recorder(
             relevant=self._is_relevant,
@@ -39,9 +40,10 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def workers(self) -> Workers:
-        """Who makes the steps, as it was when they were first asked for."""
+        """Who makes the steps; found out when they are first asked for."""
         if self._workers is None:
-            self._workers = workers_of(self.distribution)
+            strategy = self._require_model().distribute_strategy
+            self._workers = workers_of(self.distribution, strategy)
         return self._workers
 
     @property
@@ -82,6 +84,8 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
                 "tfkfac.KFAC(...), or call optimizer.detach() first if it has not trained yet."
             )
         self.require_supported(model)
+        if ranks_of_horovod() > 1:
+            model.jit_compile = False  # Horovod's operations are none of XLA's
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
@@ -90,6 +94,10 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""
         self._recorder.detach()
         self._model_reference = lambda: None
+
+    def callbacks_of_fit(self) -> list[keras.callbacks.Callback]:
+        """What the courtesy gives to `fit` in front of all other callbacks."""
+        return [AllRanks(self.workers, self)] if ranks_of_horovod() > 1 else []
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Record]:
@@ -139,7 +147,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         called (an activation with weights) need that.
         """
         model = self._require_model()
-        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        alone = model.distribute_strategy.num_replicas_in_sync == 1
         complete = model.built and all(
             layer.built for layer in keras_internals.flatten_layers(model)
         )

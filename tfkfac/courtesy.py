@@ -2,13 +2,18 @@
 
 In Keras 3 an optimizer never sees the model it trains. Importing tfkfac teaches `compile` to call
 ``optimizer.attach(model)`` on optimizers that have such a method, and ``detach()`` on the one that
-the model had before; nothing else changes, and other optimizers notice nothing.
+the model had before; and `fit` to begin with the callbacks that such an optimizer asks for (over
+Horovod, say). Nothing else changes, and other optimizers notice nothing.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Sequence
 from typing import Any
+
+import keras
 
 from tfkfac import keras_internals
 
@@ -33,8 +38,30 @@ def install() -> None:
             optimizer.attach(model)
         return result
 
+    fit_model = keras_internals.fit_class().fit  # type: ignore[attr-defined]
+
+    @functools.wraps(fit_model)
+    def fit_with_callbacks(model: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = _optimizer_of(model)
+        more = optimizer.callbacks_of_fit() if hasattr(optimizer, "callbacks_of_fit") else []
+        if more:
+            given = inspect.signature(fit_model).bind(model, *args, **kwargs)
+            given.arguments["callbacks"] = _in_front(more, given.arguments.get("callbacks"))
+            args, kwargs = given.args[1:], given.kwargs
+        return fit_model(model, *args, **kwargs)
+
     setattr(compile_and_introduce, _MARK, True)
     trainer.compile = compile_and_introduce  # type: ignore[attr-defined]
+    keras_internals.fit_class().fit = fit_with_callbacks  # type: ignore[attr-defined]
+
+
+def _in_front(more: Sequence[Any], callbacks: Any) -> Any:
+    """Callbacks as `fit` takes them, after some others."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.callbacks[:0] = more
+        return callbacks
+    given = [] if callbacks is None else callbacks
+    return [*more, *(given if isinstance(given, list | tuple) else [given])]
 
 
 def _optimizer_of(model: Any) -> Any:

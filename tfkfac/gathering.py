@@ -33,7 +33,6 @@ class Gathering(StepControl):
     factor_decay = Hyperparameter(Range(0.0, 1.0, open_above=True))
     factor_update_every = Hyperparameter(Range(1, integer=True))
 
-    seed: int
     fisher: str
     max_exact_outputs: int
 
@@ -51,6 +50,7 @@ class Gathering(StepControl):
                 )
                 for name, shape in contribution_shapes(block).items()
             }
+            self._partial_sums.extend(self._sums[block.state_name].values())
 
     # --- micro-batches ---------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ class Gathering(StepControl):
         else:
             update = self.iterations
             first += tf.convert_to_tensor(self._examples)
-        return Batch(record, observations, PhiloxNoise(self.seed, update, first))
+        return Batch(record, observations, PhiloxNoise(self._seed, update, first))
 
     def _examples_of(self, batch: Any) -> tf.Tensor:
         """N, of all workers."""

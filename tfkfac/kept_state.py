@@ -7,10 +7,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfkfac.attached_optimizer import AttachedOptimizer
 from tfkfac.blocks import Block
+from tfkfac.distribution.agreement import require_same
 from tfkfac.division import Division
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.variable_slice import whole_of
@@ -19,6 +21,7 @@ from tfkfac.variable_slice import whole_of
 class KeptState(AttachedOptimizer):
     """The part of KFAC that makes variables, from shapes alone, and carries them on."""
 
+    seed: int
     placement: str | float
     communication_dtype: str | None
 
@@ -30,6 +33,8 @@ class KeptState(AttachedOptimizer):
         self._velocities: list[Any] = []
         self._state: list[Any] = []
         self._counts: list[Any] = []
+        self._common_variables: list[Any] = []
+        self._partial_sums: list[Any] = []
 
     @abc.abstractmethod
     def _scan(self, model: Any) -> LayerCollection:
@@ -71,6 +76,10 @@ class KeptState(AttachedOptimizer):
         self._collection = self.layer_collection
         self._velocities = self.add_optimizer_variables(variables, "momentum")
         self._counts.clear()
+        self._partial_sums = [
+            total for total in getattr(self, "_accumulated_gradients", []) if total is not None
+        ]
+        self._seed = self._add_count("seed", "int64", keras.initializers.Constant(self.seed))
         self._updates = self._add_count("updates", "int64")
         self._skipped_steps = self._add_count("skipped_steps", "int64")
         self._largest_batch = self._add_count("largest_batch", "float32")
@@ -82,6 +91,7 @@ class KeptState(AttachedOptimizer):
             self.communication_dtype,
         )
         self._add_state()
+        self._common_variables = list(self._variables)
         for block in self._collection:
             block.build(
                 self.add_variable,
@@ -89,7 +99,19 @@ class KeptState(AttachedOptimizer):
                 **self._division.kept_here(block),
             )
         self._state = self._variables[made_before:]
+        self._start_alike(model)
         self._collection.warn_of_fallbacks()
+
+    def _start_alike(self, model: Any) -> None:
+        """Gives all workers the weights of the first one, once they have the same model."""
+        variables = [*model.variables, *self._common_variables]
+        require_same(
+            self.workers,
+            "shapes of the variables of model and optimizer",
+            [f"{tuple(variable.shape)} {variable.dtype}" for variable in variables],
+            "Build the same model, compiled with a KFAC of the same arguments, on every rank.",
+        )
+        self.workers.broadcast(variables)
 
     def _add_state(self) -> None:
         """Makes the variables of the parts of KFAC that are built on this one."""

@@ -20,6 +20,11 @@ def trainer_class() -> type:
     return next(base for base in keras.Model.__mro__ if "compile" in vars(base))
 
 
+def fit_class() -> type:
+    """The class that defines `fit` for every Keras model."""
+    return next(base for base in keras.Model.__mro__ if "fit" in vars(base))
+
+
 def flatten_layers(model: Any) -> list[Any]:
     """All layers below `model`, nested to any depth, each once."""
     return list(model._flatten_layers(include_self=False))

@@ -43,8 +43,10 @@ class PhiloxNoise:
             scalar.
     """
 
-    def __init__(self, seed: int, step: tf.Tensor, first_example: int | tf.Tensor = 0) -> None:
-        self._seed = seed
+    def __init__(
+        self, seed: int | tf.Tensor, step: tf.Tensor, first_example: int | tf.Tensor = 0
+    ) -> None:
+        self._seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
         self._step = tf.cast(step, tf.int64)
         self._first_example = tf.cast(first_example, tf.int64)
         self._draws = 0
@@ -76,7 +78,7 @@ class PhiloxNoise:
     def _next_seed(self) -> tf.Tensor:
         """A seed of its own for each draw of a step."""
         self._draws += 1
-        return tf.stack([tf.constant(self._seed * 1_000_003 + self._draws, tf.int64), self._step])
+        return tf.stack([self._seed * 1_000_003 + self._draws, self._step])
 
     def _uniform(self, shape: Any, count: tf.Tensor) -> tf.Tensor:
         """The first numbers of a draw of a shape, and those behind it if `count` is larger."""

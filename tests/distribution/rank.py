@@ -21,7 +21,6 @@ import horovod.tensorflow as hvd
 import keras
 import numpy as np
 import tensorflow as tf
-
 from cases import CASES, Case, weights_of
 
 
@@ -50,7 +49,7 @@ def part_of(case: Case) -> tf.data.Dataset:
         for start in range(0, count, case.batch):
             rows = np.arange(start, min(start + case.batch, count))
             own = np.array_split(rows, hvd.size())[hvd.rank()]
-            yield tf.nest.map_structure(lambda array: array[own], arrays)
+            yield tf.nest.map_structure(lambda array, own=own: array[own], arrays)
 
     signature = tf.nest.map_structure(
         lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), arrays

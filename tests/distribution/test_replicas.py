@@ -2,26 +2,123 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import CASES, train, weights_of
+from distribution.alone import assert_as_alone
 
-from cases import CASES, train
+import tfkfac
+
+FOUR = ("uneven", "one-example", "two-losses", "ekfac")
+"""Cases for four replicas."""
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:
-    """A strategy over logical devices; in one process every one needs collective keys of its own."""
+    """A strategy over logical devices; in one process each needs collective keys of its own."""
     tf.distribute.MirroredStrategy._collective_key_base += 100_000
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+def placed(name: str, placement: str | float) -> object:
+    case = CASES[name]
+    return dataclasses.replace(case, arguments={**case.arguments, "placement": placement})
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("float64")
-def test_as_on_one_device(name: str, replicas: int) -> None:
-    alone, losses, _ = train(CASES[name])
-    with mirrored(replicas).scope():
-        together, of_all, optimizer = train(CASES[name])
+def test_two_replicas_make_the_steps_of_one_device(name: str) -> None:
+    with mirrored(2).scope():
+        weights, _, optimizer = train(placed(name, "mem_opt"))
     assert optimizer.counts()["updates"] >= 20
-    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-9)
-    del losses, of_all
+    assert_as_alone(name, weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["comm_opt", "hybrid", 0.25])
+@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.usefixtures("float64")
+def test_four_replicas_make_the_steps_of_one_device(name: str, placement: str | float) -> None:
+    with mirrored(4).scope():
+        weights, _, _ = train(placed(name, placement))
+    assert_as_alone(name, weights)
+
+
+def test_single_precision() -> None:
+    alone, _, _ = train(CASES["uneven"])
+    with mirrored(2).scope():
+        together, _, _ = train(CASES["uneven"])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+
+
+def test_a_loop_of_ones_own() -> None:
+    case = CASES["numbers"]
+    arrays = tuple(case.arrays())
+    data = tf.data.Dataset.from_tensor_slices(arrays).batch(case.batch)
+    alone = case.compiled()
+    alone.fit(data, epochs=2, verbose=0)
+    strategy = mirrored(2)
+    with strategy.scope():
+        model = case.compiled()
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    @tf.function
+    def together(x: tf.Tensor, y: tf.Tensor) -> None:
+        strategy.run(step, args=(x, y))
+
+    for _ in range(2):
+        for x, y in strategy.experimental_distribute_dataset(data):
+            together(x, y)
+    np.testing.assert_allclose(weights_of(model), weights_of(alone), rtol=0, atol=1e-5)
+
+
+def test_a_batch_with_nan_is_skipped_by_all() -> None:
+    case = CASES["numbers"]
+    x, y = case.arrays()
+    x[9] = np.nan  # of the second batch, in the first replica
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(case.batch)
+    with mirrored(2).scope():
+        model = case.compiled()
+    model.fit(data, verbose=0, callbacks=[tfkfac.callbacks.CheckWorkers(every=1)])
+    assert model.optimizer.counts()["skipped"] == 1
+    assert np.isfinite(weights_of(model)).all()
+
+
+def test_drifting_replicas_are_noticed() -> None:
+    case = CASES["numbers"]
+    data = tf.data.Dataset.from_tensor_slices(tuple(case.arrays())).batch(case.batch)
+    strategy = mirrored(2)
+    with strategy.scope():
+        model = case.compiled()
+    model.fit(data, verbose=0)
+    copies = strategy.experimental_local_results(model.trainable_variables[0].value)
+    copies[1].assign_add(tf.ones_like(copies[1]))
+    with pytest.raises(RuntimeError, match=r"drifted apart.*kernel.*on workers \[1\]"):
+        model.fit(data, verbose=0, callbacks=[tfkfac.callbacks.CheckWorkers(every=1)])
+
+
+def test_a_saved_model_goes_on_alone(tmp_path: object) -> None:
+    case = CASES["uneven"]
+    data = tf.data.Dataset.from_tensor_slices(tuple(case.arrays())).batch(case.batch)
+    with mirrored(2).scope():
+        model = case.compiled()
+    model.fit(data, epochs=2, verbose=0)
+    model.save(f"{tmp_path}/model.keras")
+    model.fit(data, epochs=2, verbose=0)
+    alone = keras.models.load_model(f"{tmp_path}/model.keras")
+    alone.fit(data, epochs=2, verbose=0)
+    np.testing.assert_allclose(weights_of(alone), weights_of(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("every", [0, 1.5, "epoch", True])
+def test_check_workers_refuses(every: object) -> None:
+    with pytest.raises(ValueError, match=r"`every` must be an integer >= 1"):
+        tfkfac.callbacks.CheckWorkers(every=every)

@@ -345,7 +345,12 @@ class CurvatureBlock(Block):
     @property
     def state(self) -> list[Any]:
         """All variables that the block has made."""
-        return self._averages.variables
+        return [variable for _, variable in self.state_slots if variable is not None]
+
+    @property
+    def state_slots(self) -> list[tuple[tuple[int, ...], Any]]:
+        """Shapes of all variables of the block, with those that are here, None for the others."""
+        return slots([*self._averages.shapes.values(), ()], self._averages.variables)
 
     def averages(self) -> dict[str, tf.Tensor]:
         """The decayed averages of all statistics, or what is made of them.
@@ -380,3 +385,11 @@ class CurvatureBlock(Block):
 def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
     """Entries of tensors of these shapes."""
     return sum(math.prod(shape) for shape in shapes)
+
+
+def slots(
+    shapes: Sequence[tuple[int, ...]], variables: Sequence[Any]
+) -> list[tuple[tuple[int, ...], Any]]:
+    """Shapes with the variables that have them, or with None if there are no variables here."""
+    here = variables or [None] * len(shapes)
+    return list(zip(shapes, here, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac.averages import AddVariable
-from tfkfac.blocks.block import Use, UseWeights
+from tfkfac.blocks.block import Use, UseWeights, slots
 from tfkfac.blocks.rows import RowsByExample
 from tfkfac.factor_forms import DENSE, FactorForm, form_of
 from tfkfac.factors import METHODS, KroneckerInverse
@@ -260,9 +260,9 @@ class KroneckerBlock(RowsByExample):
             self.inverse.build(add_variable)
 
     @property
-    def state(self) -> list[Any]:
+    def state_slots(self) -> list[tuple[tuple[int, ...], Any]]:
         """The averages, and what the inverse method keeps."""
-        return [*super().state, *self.inverse.variables]
+        return [*super().state_slots, *slots(self.kept_shapes, self.inverse.variables)]
 
     @property
     def state_size(self) -> int:

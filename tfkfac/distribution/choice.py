@@ -14,17 +14,17 @@ DISTRIBUTIONS = ("auto", "single", "strategy", "horovod")
 """The values of ``KFAC(distribution=...)``."""
 
 
-def workers_of(distribution: str) -> Workers:
+def workers_of(distribution: str, strategy: tf.distribute.Strategy) -> Workers:
     """The workers that a step has.
 
     Args:
         distribution: "auto" looks for the scope of a ``tf.distribute`` strategy and for an
             initialised Horovod; "single", "strategy" and "horovod" insist.
+        strategy: In the scope of which the model was made.
 
     Raises:
         ValueError: What was insisted on is not there, or both are.
     """
-    strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
     ranks = ranks_of_horovod()
     if distribution == "single" or (distribution == "auto" and max(replicas, ranks) == 1):
@@ -55,3 +55,17 @@ def ranks_of_horovod() -> int:
     """The number of ranks; 1 where Horovod is not initialised."""
     horovod = sys.modules.get("horovod.tensorflow")
     return horovod.size() if horovod is not None and horovod.is_initialized() else 1
+
+
+def require_unwrapped(optimizer_class: type) -> None:
+    """Refuses to be wrapped by ``hvd.DistributedOptimizer``.
+
+    Raises:
+        ValueError: Saying why.
+    """
+    if hasattr(optimizer_class, "_HAS_AGGREGATE_GRAD"):
+        raise ValueError(
+            "tfkfac.KFAC adds up gradients over the ranks by itself; do not wrap it in "
+            "hvd.DistributedOptimizer, which with Keras 3 does not average gradients, and says "
+            "nothing of it. Compile the model with the KFAC."
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import keras_internals
 from tfkfac.distribution.workers import Workers
 
 
@@ -118,6 +119,17 @@ class Ranks(Workers):
         """Gathers the rows."""
         gathered = self._exchanged(self._horovod.allgather, self._in_one(numbers))
         return tf.reshape(gathered, [self.number, numbers.shape[0]])
+
+    def tell_all(self, value: Any) -> list[Any]:
+        """By pickling."""
+        with tf.init_scope():
+            return list(self._horovod.allgather_object(value))
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """From rank 0."""
+        with tf.init_scope():
+            values = [keras_internals.uncast(variable) for variable in variables]
+            self._horovod.broadcast_variables(values, root_rank=0)
 
     def _gathered_rows(self, rows: tf.IndexedSlices) -> tf.IndexedSlices:
         """The rows of all ranks, one behind the other, and for each of them a row of zeros."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import keras_internals
 from tfkfac.distribution.workers import Workers
 
 
@@ -66,6 +67,11 @@ class Replicas(Workers):
             return [*zeros[:here], vector, *zeros[here + 1 :]]
 
         return self.sum(self.each(own, vectors))
+
+    def copies(self, variable: Any, look: Callable[[Any], Any]) -> list[Any]:
+        """Of the replicas of this process."""
+        of_replicas = self._strategy.experimental_local_results(keras_internals.uncast(variable))
+        return [look(copy.numpy()) for copy in of_replicas]
 
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
         """The sum of rows that are zero for all replicas but one."""

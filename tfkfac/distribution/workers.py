@@ -140,6 +140,36 @@ class Workers(abc.ABC):
             ``[W, k]``.
         """
 
+    # --- between steps -----------------------------------------------------------------------
+
+    def tell_all(self, value: Any) -> list[Any]:
+        """Tells all processes a value of each, outside of any step; they have to come together.
+
+        Args:
+            value: Anything that can be pickled.
+
+        Returns:
+            The values of all workers that are processes of their own.
+        """
+        return [value]
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """Gives to all processes what the variables are in the first one.
+
+        Args:
+            variables: Keras variables.
+        """
+        del variables
+
+    def copies(self, variable: Any, look: Callable[[Any], Any]) -> list[Any]:
+        """What all workers see in their copies of a variable.
+
+        Args:
+            variable: A Keras variable.
+            look: From an array to what is told.
+        """
+        return self.tell_all(look(variable.numpy()))
+
 
 class Alone(Workers):
     """One worker: nothing to exchange."""

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkfac.blocks import KroneckerBlock
+from tfkfac.callbacks.optimizer_of import kfac_of
 from tfkfac.spectra import condition_numbers, traces
 
 
@@ -122,14 +123,7 @@ class CurvatureMonitor(keras.callbacks.Callback):
 
     @property
     def _optimizer(self) -> Any:
-        optimizer = getattr(self.model, "optimizer", None)
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if not hasattr(optimizer, "layer_collection"):
-            raise ValueError(
-                "CurvatureMonitor looks at tfkfac.KFAC, but the model is trained with "
-                f"{optimizer!r}; compile it with tfkfac.KFAC, or leave the callback out."
-            )
-        return optimizer
+        return kfac_of(self.model, type(self).__name__)
 
     def _counts(self) -> dict[str, float]:
         optimizer = self._optimizer

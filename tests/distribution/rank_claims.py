@@ -1,0 +1,130 @@
+"""What ranks refuse and keep; every rank prints a line for each claim that holds."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import dataclasses
+
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+import tensorflow as tf
+from cases import CASES, Case, weights_of
+
+import tfkfac
+
+NUMBERS = CASES["numbers"]
+
+
+def main(folder: str) -> None:
+    hvd.init()
+    for claim, holds in {
+        "unequal steps": unequal_steps,
+        "unequal models": unequal_models,
+        "wrapped": wrapped,
+        "nan": nan,
+        "memory": memory,
+        "saved": lambda: saved(pathlib.Path(folder)),
+        "logs": logs,
+    }.items():
+        keras.backend.clear_session()
+        holds()
+        print(f"{claim}: holds", flush=True)
+
+
+def data(rows: np.ndarray | slice, case: Case = NUMBERS) -> tf.data.Dataset:
+    arrays = tuple(array[rows] for array in case.arrays())
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(4)
+
+
+def own() -> slice:
+    return slice(12 * hvd.rank(), 12 * (hvd.rank() + 1))
+
+
+def refused(call: Callable[[], object], *words: str) -> None:
+    try:
+        call()
+    except ValueError as error:
+        assert all(word in str(error) for word in words), str(error)
+    else:
+        raise AssertionError(f"not refused: {words}")
+
+
+def unequal_steps() -> None:
+    model = NUMBERS.compiled()
+    rows = slice(0, 4 * (3 + hvd.rank()))
+    refused(lambda: model.fit(data(rows), verbose=0), "steps in an epoch", "worker 1 has 4")
+
+
+def unequal_models() -> None:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3 + hvd.rank())])
+    model.compile(tfkfac.KFAC(seed=0), "mse")
+    refused(
+        lambda: model.fit(np.ones([4, 6]), np.ones([4, 3 + hvd.rank()]), verbose=0),
+        "worker 1",
+        "(6, 4)",
+    )
+
+
+def wrapped() -> None:
+    refused(lambda: hvd.DistributedOptimizer(tfkfac.KFAC(0.1)), "DistributedOptimizer")
+
+
+def nan() -> None:
+    """Only rank 1 has it; both leave the step out."""
+    model = NUMBERS.compiled()
+    x, y = (array[own()].copy() for array in NUMBERS.arrays())
+    if hvd.rank() == 1:
+        x[5] = np.nan
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    model.fit(batches, verbose=0, callbacks=[tfkfac.callbacks.CheckWorkers(every=1)])
+    assert model.optimizer.counts()["skipped"] == 1
+    assert np.isfinite(weights_of(model)).all()
+
+
+def memory() -> None:
+    """MEM-OPT: no rank holds more than its part and the largest block."""
+    layers = [keras.layers.Dense(8 + 4 * i, activation="tanh") for i in range(6)]
+    model = keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(4)])
+    model.compile(tfkfac.KFAC(seed=0, placement="mem_opt"), NUMBERS.loss())
+    model.fit(data(own()), verbose=0)
+    blocks = model.optimizer.layer_collection.curvature_blocks
+    held = sum(v.numpy().nbytes for block in blocks for v in block.state)
+    sizes = [block.state_size * block.bytes_each for block in blocks]
+    assert held <= sum(sizes) / hvd.size() + max(sizes), (held, sizes)
+    assert sum(hvd.allgather_object(held)) == sum(sizes)
+
+
+def saved(folder: pathlib.Path) -> None:
+    """Gathered, written by rank 0 alone, read by all; they go on as if nothing had been."""
+    path = folder / "model.keras"
+    callbacks = [tfkfac.callbacks.GatherState()]
+    if hvd.rank() == 0:
+        callbacks.append(keras.callbacks.ModelCheckpoint(path))
+    case = dataclasses.replace(CASES["automatic"], arguments={"placement": "mem_opt"})
+    model = case.compiled()
+    model.fit(data(own()), epochs=2, verbose=0, callbacks=callbacks)
+    hvd.allgather_object(0)
+    again = keras.models.load_model(path)
+    for one in (model, again):
+        one.fit(data(own()), epochs=2, verbose=0)
+    np.testing.assert_array_equal(weights_of(again), weights_of(model))
+
+
+def logs() -> None:
+    """The same on all ranks."""
+    model = NUMBERS.compiled()
+    history = model.fit(data(own()), epochs=2, verbose=0).history["loss"]
+    assert all(each == history for each in hvd.allgather_object(history))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,25 @@
+"""Rank 1 ends in the middle of training."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import horovod.tensorflow as hvd
+import keras
+from cases import CASES
+
+
+class Dies(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        if batch == 1 and hvd.rank() == 1:
+            os._exit(7)
+
+
+hvd.init()
+model = CASES["numbers"].compiled()
+model.fit(*CASES["numbers"].arrays(), batch_size=4, epochs=50, verbose=0, callbacks=[Dies()])

@@ -1,0 +1,28 @@
+"""Rank 1 falls asleep in the middle of training."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "3"
+os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = "8"
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import horovod.tensorflow as hvd
+import keras
+from cases import CASES
+
+
+class Sleeps(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        if batch == 1 and hvd.rank() == 1:
+            time.sleep(100)
+
+
+hvd.init()
+model = CASES["numbers"].compiled()
+model.fit(*CASES["numbers"].arrays(), batch_size=4, epochs=50, verbose=0, callbacks=[Sleeps()])

@@ -1,0 +1,76 @@
+"""Horovod: ranks that share a batch make the steps of one process that has it all."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cases import CASES
+from distribution.alone import assert_as_alone
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None,
+    reason="Horovod is not installed (tools/install_horovod.sh)",
+)
+
+FOUR = ("uneven", "one-example", "two-losses", "ekfac", "convolutions")
+"""Cases for four ranks."""
+
+
+def run_ranks(script: str, ranks: int, *arguments: str, timeout: float = 900) -> str:
+    """Runs a script of this folder under horovodrun; returns all that was printed."""
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", str(ranks)]
+    command += ["-H", f"localhost:{ranks}", sys.executable, str(here / script), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    output = run.stdout + run.stderr
+    if run.returncode:
+        raise RuntimeError(output[-6000:])
+    return output
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Weights of all cases, of two ranks and MEM-OPT."""
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks("rank.py", 2, str(folder), "mem_opt", *CASES)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_make_the_steps_of_one_process(name: str, two_ranks: pathlib.Path) -> None:
+    assert_as_alone(name, np.load(two_ranks / f"{name}.npy"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["comm_opt", "hybrid", "mem_opt"])
+def test_four_ranks_make_the_steps_of_one_process(placement: str, tmp_path: pathlib.Path) -> None:
+    run_ranks("rank.py", 4, str(tmp_path), placement, *FOUR)
+    for name in FOUR:
+        assert_as_alone(name, np.load(tmp_path / f"{name}.npy"))
+
+
+def test_what_is_refused_and_what_is_kept(tmp_path: pathlib.Path) -> None:
+    """Several claims in one run of two ranks, each of which prints a line when it holds."""
+    output = run_ranks("rank_claims.py", 2, str(tmp_path))
+    for claim in ("unequal steps", "unequal models", "wrapped", "nan", "memory", "saved", "logs"):
+        assert output.count(f"{claim}: holds") == 2, (claim, output[-4000:])
+
+
+def test_a_dead_rank_ends_the_run() -> None:
+    with pytest.raises(RuntimeError, match=r"Process name: 1"):
+        run_ranks("rank_dies.py", 2, timeout=120)
+
+
+def test_a_late_rank_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"(?i)missing ranks.*\n.*1"):
+        run_ranks("rank_sleeps.py", 2, timeout=120)
+
+
+def test_the_program_horovodrun_is_there() -> None:
+    assert shutil.which("horovodrun", path=str(pathlib.Path(sys.executable).parent))

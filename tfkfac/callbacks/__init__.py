@@ -1,0 +1,7 @@
+"""What can be given to ``model.fit(callbacks=[...])``."""
+
+from tfkfac.callbacks.check_workers import CheckWorkers
+from tfkfac.callbacks.curvature_monitor import CurvatureMonitor
+from tfkfac.callbacks.gather_state import GatherState
+
+__all__ = ["CheckWorkers", "CurvatureMonitor", "GatherState"]

@@ -1,0 +1,25 @@
+"""The KFAC that a callback looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def kfac_of(model: Any, callback: str) -> Any:
+    """A model's KFAC, without the loss scaling that mixed precision wraps around it.
+
+    Args:
+        model: The model that trains.
+        callback: Name of the callback that asks, for the error.
+
+    Raises:
+        ValueError: The model is trained by another optimizer.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not hasattr(optimizer, "layer_collection"):
+        raise ValueError(
+            f"{callback} looks at tfkfac.KFAC, but the model is trained with {optimizer!r}; "
+            "compile it with tfkfac.KFAC, or leave the callback out."
+        )
+    return optimizer

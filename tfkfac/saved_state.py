@@ -1,0 +1,131 @@
+"""What an optimizer writes into a file and reads from one, the same for any number of workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tfkfac.kept_state import KeptState
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gathered:
+    """What `gather_state` has brought together.
+
+    Attributes:
+        values: Position in the layout → array.
+        iterations: When.
+    """
+
+    values: dict[int, np.ndarray]
+    iterations: int
+
+
+class SavedState(KeptState):
+    """The part of KFAC that knows how its state lies in a file.
+
+    The layout is that of one worker that has everything: the variables one after the other. Ranks
+    of Horovod have parts of it. Writing a file never communicates, or rank 0 could not do it alone;
+    so all ranks `gather_state` before.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._gathered = _Gathered({}, -1)
+
+    @property
+    def state_of_all(self) -> list[Any]:
+        """The variables that every worker has, alike."""
+        partial = {id(variable) for variable in self._partial_sums}
+        return [v for v in self._common_variables if id(v) not in partial]
+
+    def gather_state(self) -> None:
+        """Brings together, on the first worker, what workers have by themselves.
+
+        To be called by all of them; `tfkfac.callbacks.GatherState` does.
+        """
+        sums = {id(variable) for variable in self._partial_sums}
+        own = {
+            at: variable.numpy()
+            for at, (_, variable) in enumerate(self._slots())
+            if variable is not None and (at >= len(self._common_variables) or id(variable) in sums)
+        }
+        gathered: dict[int, np.ndarray] = {}
+        for of_worker in self.workers.tell_all(own):
+            for at, value in of_worker.items():
+                is_sum = at in gathered and at < len(self._common_variables)
+                gathered[at] = gathered[at] + value if is_sum else value
+        if self.workers.here() == 0:
+            self._gathered = _Gathered(gathered, int(self._iterations.numpy()))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes all variables; of what other workers have, what was gathered in this step.
+
+        Args:
+            store: Position → array.
+        """
+        fresh = self._gathered.iterations == int(self._iterations.numpy())
+        gathered = self._gathered.values if fresh else {}
+        missing = []
+        for at, (_, variable) in enumerate(self._slots()):
+            if at in gathered:
+                store[str(at)] = gathered[at]
+            elif variable is not None:
+                store[str(at)] = variable.numpy()
+            else:
+                missing.append(at)
+        if missing:
+            warnings.warn(
+                f"{len(missing)} factors and inverses that other workers keep are not in the file: "
+                "they were not gathered after the last step. Give "
+                "tfkfac.callbacks.GatherState() to `fit` on all ranks, before the callback that "
+                "saves.",
+                stacklevel=2,
+            )
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` has written, here or with any other number of workers.
+
+        Args:
+            store: Position → array.
+
+        Raises:
+            ValueError: The file is of another model, or of a KFAC with other arguments.
+        """
+        if not self.built:
+            self.build(self._require_model().trainable_variables)
+        slots = list(self._slots())
+        keys = set(store.keys())
+        foreign = [key for key in keys if not key.isdigit() or int(key) >= len(slots)]
+        common = [str(at) for at in range(len(self._common_variables))]
+        wrong = [
+            f"variable {at} has shape {tuple(store[str(at)].shape)} in the file and {shape} here"
+            for at, (shape, _) in enumerate(slots)
+            if str(at) in keys and tuple(store[str(at)].shape) != shape
+        ]
+        absent = [key for key in common if key not in keys]
+        if foreign or wrong or absent:
+            raise ValueError(
+                f"The state of KFAC in the file does not fit: it has {len(keys)} variables, "
+                f"{len(slots)} are expected"
+                + (f"; {wrong[0]}" if wrong else "")
+                + ". Load it into the same model, compiled with a KFAC of the same arguments."
+            )
+        sums = {id(variable) for variable in self._partial_sums}
+        for at, (_, variable) in enumerate(slots):
+            if variable is not None and str(at) in keys:
+                value = np.asarray(store[str(at)])
+                if id(variable) in sums and self.workers.here() > 0:
+                    value = np.zeros_like(value)
+                variable.assign(value)
+
+    def _slots(self) -> Iterator[tuple[tuple[int, ...], Any]]:
+        """Shape of every variable of the layout, with the variable, None where it is not here."""
+        common = ((tuple(variable.shape), variable) for variable in self._common_variables)
+        of_blocks = (slot for block in self._division.blocks for slot in block.state_slots)
+        return itertools.chain(common, of_blocks)
