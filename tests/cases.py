@@ -187,6 +187,7 @@ CASES = {
         _dense, _examples(27), _classify(), {"gradient_accumulation_steps": 2}
     ),
     "exact": Case(_dense, _examples(27), _classify(), {"fisher": "exact"}),
+    "exact-numbers": Case(_dense, _examples(24), _classify(), {**_NUMBERS, "fisher": "exact"}),
     "empirical": Case(_dense, _examples(27), _classify(), {"fisher": "empirical"}),
     "eigen": Case(_dense, _examples(27), _classify(), {"method": "eigen"}),
     "ekfac": Case(_dense, _examples(27), _classify(), {"method": "ekfac"}),

@@ -48,7 +48,10 @@ def install() -> None:
             given = inspect.signature(fit_model).bind(model, *args, **kwargs)
             given.arguments["callbacks"] = _in_front(more, given.arguments.get("callbacks"))
             args, kwargs = given.args[1:], given.kwargs
-        return fit_model(model, *args, **kwargs)
+        if not hasattr(optimizer, "attach"):
+            return fit_model(model, *args, **kwargs)
+        with keras_internals.fit_over_processes(model):
+            return fit_model(model, *args, **kwargs)
 
     setattr(compile_and_introduce, _MARK, True)
     trainer.compile = compile_and_introduce  # type: ignore[attr-defined]

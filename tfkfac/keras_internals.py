@@ -25,6 +25,48 @@ def fit_class() -> type:
     return next(base for base in keras.Model.__mro__ if "fit" in vars(base))
 
 
+@contextlib.contextmanager
+def fit_over_processes(model: Any) -> Iterator[None]:
+    """While the context lasts, `fit` works under MultiWorkerMirroredStrategy.
+
+    By itself (Keras 3.15) it takes a replica's share of the first batch for a tensor when it builds
+    the model, and the logs of a step, which are scalars, for something with an axis of examples.
+
+    Args:
+        model: That is to be fitted; under any other strategy nothing is changed.
+    """
+    strategy = model.distribute_strategy
+    multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if not multi_worker or not strategy.extended._in_multi_worker_mode():
+        yield
+        return
+    from keras.src.backend.tensorflow import trainer
+
+    reduce_per_replica = trainer.reduce_per_replica
+
+    def build(iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None:
+            _, _, batches = next(iter(iterator))
+            data_batch = tf.nest.map_structure(
+                lambda share: strategy.experimental_local_results(share)[0], next(batches)
+            )
+        with strategy.scope():
+            model._symbolic_build(data_batch=data_batch)
+
+    def reduce(values: Any, strategy: Any, reduction: str) -> Any:
+        if reduction not in ("auto", "mean"):
+            return reduce_per_replica(values, strategy, reduction)
+        return tf.nest.map_structure(lambda log: strategy.reduce("MEAN", log, axis=None), values)
+
+    trainer.reduce_per_replica = reduce
+    vars(model)["_maybe_symbolic_build"] = build
+    try:
+        yield
+    finally:
+        trainer.reduce_per_replica = reduce_per_replica
+        del vars(model)["_maybe_symbolic_build"]
+
+
 def flatten_layers(model: Any) -> list[Any]:
     """All layers below `model`, nested to any depth, each once."""
     return list(model._flatten_layers(include_self=False))

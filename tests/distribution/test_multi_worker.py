@@ -1,0 +1,65 @@
+"""MultiWorkerMirroredStrategy: processes that share a batch make the steps of one process."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from distribution.alone import assert_as_alone
+
+LOOP = ("automatic", "uneven", "one-example", "masks")
+FIT = ("exact-numbers", "exact")
+"""Without draws: `fit` gives every second example to a worker, and draws go by their order."""
+
+
+def run_workers(folder: pathlib.Path, how: str, names: tuple[str, ...]) -> None:
+    """Two processes on this machine."""
+    sockets = [socket.socket() for _ in range(2)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    script = str(pathlib.Path(__file__).parent / "worker.py")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, str(index), *ports, str(folder), how, *names],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
+    assert not any(worker.returncode for worker in workers), outputs[0][-4000:]
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("loops")
+    run_workers(folder, "loop", LOOP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("fits")
+    run_workers(folder, "fit", FIT)
+    return folder
+
+
+@pytest.mark.parametrize("name", LOOP)
+def test_a_loop_of_ones_own(name: str, loops: pathlib.Path) -> None:
+    for index in range(2):
+        assert_as_alone(name, np.load(loops / f"{name}.{index}.npy"))
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_fit(name: str, fits: pathlib.Path) -> None:
+    for index in range(2):
+        assert_as_alone(name, np.load(fits / f"{name}.{index}.npy"))

@@ -1,0 +1,86 @@
+"""What every process of MultiWorkerMirroredStrategy runs: trainings; the first writes the weights.
+
+python worker.py INDEX PORT PORT FOLDER fit|loop CASE [CASE ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+index, *ports = sys.argv[1:4]
+os.environ["TF_CONFIG"] = json.dumps(
+    {
+        "cluster": {"worker": [f"localhost:{port}" for port in ports]},
+        "task": {"type": "worker", "index": int(index)},
+    }
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import tensorflow as tf
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+import keras
+import numpy as np
+
+from cases import CASES, Case, weights_of
+
+
+def main(folder: str, how: str, *names: str) -> None:
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    for name in names:
+        case = CASES[name]
+        with strategy.scope():
+            model = case.compiled()
+        {"fit": fit, "loop": loop}[how](model, case)
+        np.save(pathlib.Path(folder) / f"{name}.{index}.npy", weights_of(model))
+
+
+def batches(case: Case) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(tuple(case.arrays())).batch(case.batch)
+
+
+def part(data: tf.data.Dataset) -> tf.data.Dataset:
+    """This process' rows of every batch."""
+
+    def rows(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        count = tf.shape(tf.nest.flatten(arrays)[0])[0]
+        first = (count + 1) // 2
+        bounds = (0, first) if index == "0" else (first, count)
+        return tf.nest.map_structure(lambda array: array[bounds[0] : bounds[1]], arrays)
+
+    return data.map(rows)
+
+
+def fit(model: keras.Model, case: Case) -> None:
+    data = batches(case)  # which the strategy shares out, by every second example
+    model.fit(data, epochs=case.epochs(len(data)), verbose=0)
+
+
+def loop(model: keras.Model, case: Case) -> None:
+    data = part(batches(case))
+    distributed = strategy.distribute_datasets_from_function(lambda context: data)
+
+    def step(x: tf.Tensor, y: tf.Tensor, w: tf.Tensor | None = None) -> None:
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True), w)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    @tf.function
+    def together(batch: tuple[tf.Tensor, ...]) -> None:
+        strategy.run(step, args=batch)
+
+    for _ in range(case.epochs(len(data))):
+        for batch in distributed:
+            together(batch)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[4:])
