@@ -13,6 +13,7 @@ import keras
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import RecurrentBlock
 from tfkfac.callbacks.all_ranks import AllRanks
+from tfkfac.callbacks.stop_if_late import StopIfLate
 from tfkfac.capture import Recorder
 from tfkfac.distribution.choice import ranks_of_horovod, require_unwrapped, workers_of
 from tfkfac.distribution.workers import Workers
@@ -95,9 +96,26 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         self._recorder.detach()
         self._model_reference = lambda: None
 
-    def callbacks_of_fit(self) -> list[keras.callbacks.Callback]:
-        """What the courtesy gives to `fit` in front of all other callbacks."""
-        return [AllRanks(self.workers, self)] if ranks_of_horovod() > 1 else []
+    def callbacks_of_fit(self, callbacks: Any) -> Any:
+        """The callbacks that `fit` is given, behind those that KFAC wants there.
+
+        Args:
+            callbacks: None, one, several, or a ``keras.callbacks.CallbackList``.
+        """
+        if ranks_of_horovod() == 1:
+            return callbacks
+        is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+        own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
+        more = [AllRanks(self.workers, self)]
+        if not any(isinstance(callback, StopIfLate) for callback in own):
+            more.append(StopIfLate())
+        if not is_list:
+            return [*more, *own]
+        for callback in more:
+            callback.set_model(callbacks.model)
+            callback.set_params(callbacks.params)
+        own[:0] = more
+        return callbacks
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Record]:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
 from typing import Any
-
-import keras
 
 from tfkfac import keras_internals
 
@@ -43,28 +40,18 @@ def install() -> None:
     @functools.wraps(fit_model)
     def fit_with_callbacks(model: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = _optimizer_of(model)
-        more = optimizer.callbacks_of_fit() if hasattr(optimizer, "callbacks_of_fit") else []
-        if more:
-            given = inspect.signature(fit_model).bind(model, *args, **kwargs)
-            given.arguments["callbacks"] = _in_front(more, given.arguments.get("callbacks"))
-            args, kwargs = given.args[1:], given.kwargs
-        if not hasattr(optimizer, "attach"):
+        if not hasattr(optimizer, "callbacks_of_fit"):
             return fit_model(model, *args, **kwargs)
+        given = inspect.signature(fit_model).bind(model, *args, **kwargs)
+        callbacks = given.arguments.get("callbacks")
+        given.arguments["callbacks"] = optimizer.callbacks_of_fit(callbacks)
+        args, kwargs = given.args[1:], given.kwargs
         with keras_internals.fit_over_processes(model):
             return fit_model(model, *args, **kwargs)
 
     setattr(compile_and_introduce, _MARK, True)
     trainer.compile = compile_and_introduce  # type: ignore[attr-defined]
     keras_internals.fit_class().fit = fit_with_callbacks  # type: ignore[attr-defined]
-
-
-def _in_front(more: Sequence[Any], callbacks: Any) -> Any:
-    """Callbacks as `fit` takes them, after some others."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.callbacks[:0] = more
-        return callbacks
-    given = [] if callbacks is None else callbacks
-    return [*more, *(given if isinstance(given, list | tuple) else [given])]
 
 
 def _optimizer_of(model: Any) -> Any:

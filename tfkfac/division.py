@@ -12,93 +12,18 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks import Block, CurvatureBlock, KroneckerBlock
+from tfkfac.blocks import Block, CurvatureBlock
 from tfkfac.distribution.packing import Parcel, pack, size_of, unpack
-from tfkfac.distribution.placement import Placement, grid_of, place
 from tfkfac.distribution.workers import Workers
 from tfkfac.layer_collection import LayerCollection
-from tfkfac.pooling import contribution_shapes
+from tfkfac.parcels import gradient_parcels, kept_parcels, statistics_parcels
+from tfkfac.roles import Roles
 
 SumsOfBlocks = dict[str, dict[str, tf.Tensor]]
 """Name of a block's state → name of a statistic → sum over shares of a batch."""
 
 COMMUNICATION_DTYPES = ("float16", "bfloat16")
 """The values of ``KFAC(communication_dtype=...)`` beside None."""
-
-
-class Roles:
-    """Who keeps the averages and the inverses of a block, and who preconditions with them.
-
-    Args:
-        workers: Who there is.
-        blocks: All blocks with curvature.
-        placement: A value of ``KFAC(placement=...)``.
-
-    Attributes:
-        placement: The grid, and the owners of the blocks.
-    """
-
-    def __init__(
-        self, workers: Workers, blocks: Sequence[CurvatureBlock], placement: str | float
-    ) -> None:
-        self._alike = workers.keep_all_alike
-        self._positions = {block.state_name: at for at, block in enumerate(blocks)}
-        self.placement: Placement = place(
-            grid_of(workers.number, placement),
-            [float(block.state_size * block.bytes_each) for block in blocks],
-            [block.refresh_cost for block in blocks],
-        )
-
-    def owner_of(self, block: CurvatureBlock) -> int:
-        """The worker that makes the inverse."""
-        return self.placement.owners[self._positions[block.state_name]]
-
-    def all_keep_averages(self, block: CurvatureBlock) -> bool:
-        """Whether not only the owner keeps the averages.
-
-        So it is where workers have everything alike, where all measure in the eigenbases of the
-        block (EKFAC), and of blocks without an inverse: these precondition with the averages.
-        """
-        if self._alike:
-            return True
-        if isinstance(block, KroneckerBlock):
-            return block.inverse.takes_examples
-        return self.placement.grid.rows > 1
-
-    def all_keep_inverse(self, block: CurvatureBlock) -> bool:
-        """Whether not only the gradient workers keep the inverse.
-
-        So it is where all keep the averages, and of layers that look rows up: what is made of some
-        rows of a gradient has no size that others could know.
-        """
-        looks_up = isinstance(block, KroneckerBlock) and block.looks_up
-        one_column = self.placement.grid.columns == 1
-        return one_column or looks_up or self.all_keep_averages(block)
-
-    def all_precondition(self, block: CurvatureBlock) -> bool:
-        """Whether nobody has to be told what others have made of the gradients."""
-        looks_up = isinstance(block, KroneckerBlock) and block.looks_up
-        if not self._alike or looks_up or not block.refresh_cost:
-            return self.all_keep_inverse(block)
-        return self.placement.grid.columns == 1
-
-    def keeps_averages(self, block: CurvatureBlock, worker: int) -> bool:
-        """Whether a worker keeps the averages."""
-        return self.all_keep_averages(block) or worker == self.owner_of(block)
-
-    def keeps_inverse(self, block: CurvatureBlock, worker: int) -> bool:
-        """Whether a worker keeps the inverse."""
-        grid = self.placement.grid
-        in_column = grid.column_of(worker) == grid.column_of(self.owner_of(block))
-        return in_column or self.all_keep_inverse(block)
-
-    def preconditions(self, block: CurvatureBlock, worker: int) -> bool:
-        """Whether a worker preconditions the gradients; the others of its row are told."""
-        if self.all_precondition(block):
-            return True
-        if self._alike:
-            return worker == self.owner_of(block)
-        return self.keeps_inverse(block, worker)
 
 
 class Division:
@@ -127,7 +52,7 @@ class Division:
         self._communication_dtype = communication_dtype
         double = any(block.dtype == "float64" for block in blocks)
         self._dtype = "float64" if double else "float32"
-        self.roles = Roles(workers, blocks, placement)
+        self.roles = Roles(blocks, workers.number, placement, alike=workers.keep_all_alike)
         grid = self.roles.placement.grid
         everyone = [tuple(range(workers.number))]
         self._columns = everyone if workers.keep_all_alike else grid.all_columns
@@ -192,8 +117,12 @@ class Division:
     ) -> tf.Tensor:
         """Of all blocks in one vector; means instead of sums if they could overflow."""
         vector = _vector(
-            [parcel for block in blocks for parcel in _statistics(block).values()],
-            [sums[block.state_name][name] for block in blocks for name in _statistics(block)],
+            [parcel for block in blocks for parcel in statistics_parcels(block).values()],
+            [
+                sums[block.state_name][name]
+                for block in blocks
+                for name in statistics_parcels(block)
+            ],
             self._dtype,
         )
         if self._communication_dtype is None:
@@ -206,8 +135,8 @@ class Division:
         numbers = tf.cast(numbers, self._dtype)
         if self._communication_dtype is not None:
             numbers *= tf.cast(examples, numbers.dtype)
-        names = [(block, name) for block in blocks for name in _statistics(block)]
-        values = unpack([_statistics(block)[name] for block, name in names], numbers)
+        names = [(block, name) for block in blocks for name in statistics_parcels(block)]
+        values = unpack([statistics_parcels(block)[name] for block, name in names], numbers)
         sums: SumsOfBlocks = {block.state_name: {} for block in blocks}
         for (block, name), value in zip(names, values, strict=True):
             sums[block.state_name][name] = tf.cast(value, block.dtype)
@@ -215,7 +144,7 @@ class Division:
 
     @staticmethod
     def _numbers(blocks: Sequence[CurvatureBlock]) -> int:
-        return sum(size_of(list(_statistics(block).values())) for block in blocks)
+        return sum(size_of(list(statistics_parcels(block).values())) for block in blocks)
 
     # --- inverses ----------------------------------------------------------------------------
 
@@ -242,7 +171,9 @@ class Division:
             [(block, damping) for block, damping in turn if self.roles.owner_of(block) == worker]
             for worker in range(self._workers.number)
         ]
-        parcels = [[parcel for block, _ in each for parcel in _kept(block)] for each in owned]
+        parcels = [
+            [parcel for block, _ in each for parcel in kept_parcels(block)] for each in owned
+        ]
 
         def make() -> list[tf.Tensor]:
             own = owned[self._workers.here()]
@@ -252,7 +183,7 @@ class Division:
             for of_worker, tensors in zip(owned, made, strict=True):
                 values = iter(tensors)
                 for block, _ in of_worker if tensors else ():
-                    block.keep([next(values) for _ in _kept(block)])
+                    block.keep([next(values) for _ in kept_parcels(block)])
 
         self._workers.each(keep, self._handed_on(self._workers.each(make), parcels, groups))
 
@@ -277,7 +208,9 @@ class Division:
             [block for block in told if self.roles.preconditions(block, worker)]
             for worker in range(self._workers.number)
         ]
-        parcels = [[parcel for block in each for parcel in _gradients(block)] for each in made_by]
+        parcels = [
+            [parcel for block in each for parcel in gradient_parcels(block)] for each in made_by
+        ]
 
         def make(gradients: Sequence[Any]) -> list[list[Any]]:
             """What all make by themselves, and what this worker makes for others."""
@@ -349,22 +282,3 @@ def _vector(parcels: Sequence[Parcel], tensors: Sequence[tf.Tensor], dtype: str)
     if not parcels:
         return tf.zeros([0], dtype)
     return pack(parcels, [tf.cast(tensor, dtype) for tensor in tensors])
-
-
-def _statistics(block: CurvatureBlock) -> dict[str, Parcel]:
-    """Name of a statistic → what is known of its sum."""
-    return {
-        name: Parcel(shape, name in block.triangles)
-        for name, shape in contribution_shapes(block).items()
-    }
-
-
-def _kept(block: CurvatureBlock) -> list[Parcel]:
-    """What is known of the tensors that a block preconditions with."""
-    pairs = zip(block.kept_shapes, block.kept_triangles, strict=True)
-    return [Parcel(shape, symmetric) for shape, symmetric in pairs]
-
-
-def _gradients(block: CurvatureBlock) -> list[Parcel]:
-    """What is known of the gradients of a block."""
-    return [Parcel(tuple(variable.shape)) for variable in block.variables]

@@ -90,6 +90,7 @@ class KeptState(AttachedOptimizer):
             self.placement,
             self.communication_dtype,
         )
+        self._collection.roles = self._division.roles
         self._add_state()
         self._common_variables = list(self._variables)
         for block in self._collection:

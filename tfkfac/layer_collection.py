@@ -22,7 +22,9 @@ from tfkfac.factors import METHODS
 from tfkfac.fallbacks import SKIPPED, fallback_blocks, within_loops, without_conflicts
 from tfkfac.hyperparameters import Range, require_choice, require_patterns
 from tfkfac.layer_patterns import matching, recurrent_forms, require_recurrent
+from tfkfac.placement_table import print_placement
 from tfkfac.registry import NotCoveredError, build_blocks
+from tfkfac.roles import Roles
 from tfkfac.summary import print_summary
 from tfkfac.variable_slice import put, take, whole_of
 
@@ -43,10 +45,15 @@ class LayerCollection:
     Args:
         model: The model, only for its name and size.
         blocks: The blocks.
+
+    Attributes:
+        blocks: The blocks.
+        roles: Which worker does what; None before training.
     """
 
     def __init__(self, model: Any, blocks: Sequence[Block]) -> None:
         self.blocks = list(blocks)
+        self.roles: Roles | None = None
         self._model_name = model.name
 
     @classmethod
@@ -309,6 +316,46 @@ class LayerCollection:
                 tangents=WorkSchedule.tangents if automatic else 0,
                 look_every=WorkSchedule.look_every if automatic else None,
             ),
+            print_fn=print_fn,
+        )
+
+    def placement_summary(
+        self,
+        *,
+        workers: int | None = None,
+        placement: str | float | None = None,
+        factor_update_every: int = 10,
+        inverse_update_every: int = 20,
+        print_fn: Callable[[str], Any] | None = None,
+    ) -> None:
+        """Prints which worker owns which block, what each keeps, and what it sends.
+
+        Args:
+            workers: W, to see what another number would do; those that train by default.
+            placement: As for `KFAC`, likewise.
+            factor_update_every: For the traffic of a step, on average.
+            inverse_update_every: Likewise.
+            print_fn: Receives the text; prints to the terminal by default.
+
+        Raises:
+            ValueError: The placement does not go with the number of workers, or the collection was
+                only scanned and no number is given.
+        """
+        roles = self.roles
+        if workers is not None or placement is not None:
+            number = workers or (roles.placement.grid.workers if roles else 1)
+            roles = Roles(self.curvature_blocks, number, placement or "comm_opt")
+        if roles is None:
+            raise ValueError(
+                "Argument `workers` is needed to place the blocks of a collection that was only "
+                "scanned: placement_summary(workers=4, placement='mem_opt')."
+            )
+        print_placement(
+            self._model_name,
+            self.blocks,
+            roles,
+            factor_update_every=factor_update_every,
+            inverse_update_every=inverse_update_every,
             print_fn=print_fn,
         )
 

@@ -74,7 +74,7 @@ def _row(
         block.label,
         block.reason or shapes,
         f"{block.parameters:,}",
-        _bytes(_memory(block)),
+        in_bytes(_memory(block)),
         _ratio(block_cost, schedule),
     )
 
@@ -95,7 +95,7 @@ def _totals(
     fallbacks = [block for block in blocks if block.reason]
     lines = [
         f" Trainable params: {parameters:,}, {100 * coverage:.1f}% under a Kronecker block",
-        f" Memory of averages and inverses: {_bytes(memory)}",
+        f" Memory of averages and inverses: {in_bytes(memory)}",
         f" Predicted step: {ratio} of an SGD step (operations; batch {batch_size}, factors every "
         f"{schedule.factor_update_every}, inverses every {schedule.inverse_update_every}, learning "
         f"rate {'automatic' if schedule.tangents else 'fixed'}){without}",
@@ -126,7 +126,8 @@ def _ratio(block_cost: cost.StepCost | None, schedule: cost.WorkSchedule) -> str
     return f"{block_cost.kfac(schedule) / block_cost.sgd:.2f}×"
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """A number of bytes in words."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1024 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"

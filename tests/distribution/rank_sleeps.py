@@ -8,13 +8,13 @@ import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "3"
-os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = "8"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import horovod.tensorflow as hvd
 import keras
 from cases import CASES
+
+from tfkfac.callbacks import StopIfLate
 
 
 class Sleeps(keras.callbacks.Callback):
@@ -25,4 +25,5 @@ class Sleeps(keras.callbacks.Callback):
 
 hvd.init()
 model = CASES["numbers"].compiled()
-model.fit(*CASES["numbers"].arrays(), batch_size=4, epochs=50, verbose=0, callbacks=[Sleeps()])
+callbacks = [Sleeps(), StopIfLate(seconds=8)]
+model.fit(*CASES["numbers"].arrays(), batch_size=4, epochs=50, verbose=0, callbacks=callbacks)

@@ -9,7 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from distribution.alone import assert_as_alone
 
 LOOP = ("automatic", "uneven", "one-example", "masks")

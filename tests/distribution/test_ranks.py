@@ -68,7 +68,7 @@ def test_a_dead_rank_ends_the_run() -> None:
 
 
 def test_a_late_rank_is_named() -> None:
-    with pytest.raises(RuntimeError, match=r"(?i)missing ranks.*\n.*1"):
+    with pytest.raises(RuntimeError, match=r"has waited for rank\(s\) 1 for"):
         run_ranks("rank_sleeps.py", 2, timeout=120)
 
 

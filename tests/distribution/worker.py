@@ -27,7 +27,6 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
 import keras
 import numpy as np
-
 from cases import CASES, Case, weights_of
 
 
