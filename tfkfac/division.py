@@ -226,8 +226,8 @@ class Division:
             directions: dict[int, list[Any]] = {}
             for of_worker, tensors in zip(made_by, told_of, strict=True):
                 values = iter(tensors)
-                for block in of_worker if tensors else ():
-                    directions[id(block)] = [next(values) for _ in block.variables]
+                for made in of_worker if tensors else ():
+                    directions[id(made)] = [next(values) for _ in made.variables]
             values = iter(alone)
             for block in collection.with_gradients(variables):
                 if block not in told:
