@@ -127,7 +127,7 @@ def test_callbacks_of_ranks_do_no_harm_to_one_process() -> None:
 def test_they_look_at_kfac_only() -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="GatherState looks at tfkfac.KFAC"):
+    with pytest.raises(ValueError, match=r"GatherState looks at tfkfac\.KFAC"):
         model.fit(
             np.ones([8, 3]), np.ones([8, 2]), verbose=0, callbacks=[tfkfac.callbacks.GatherState()]
         )

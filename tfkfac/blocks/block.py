@@ -352,6 +352,11 @@ class CurvatureBlock(Block):
         """Shapes of all variables of the block, with those that are here, None for the others."""
         return slots([*self._averages.shapes.values(), ()], self._averages.variables)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this worker keeps the averages."""
+        return self._averages.built
+
     def averages(self) -> dict[str, tf.Tensor]:
         """The decayed averages of all statistics, or what is made of them.
 

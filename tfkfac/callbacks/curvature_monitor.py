@@ -25,7 +25,7 @@ class CurvatureMonitor(keras.callbacks.Callback):
     ``trace_A``, ``trace_G``, ``condition_A`` and ``condition_G`` (the ratio of a factor's largest
     to its smallest eigenvalue, both with the damping that is added to it). What every block has,
     ``<layer>/trace_A`` and so on, is in `history` and drawn by `plot`; of the layers that `layers`
-    names it is in the logs too.
+    names it is in the logs too. Under Horovod it is of the factors that this rank keeps.
 
     Give it before callbacks that write logs (``TensorBoard``, ``CSVLogger``); History needs no
     order.
@@ -158,6 +158,8 @@ class CurvatureMonitor(keras.callbacks.Callback):
                 )
         found: dict[str, float] = {}
         for name, block in zip(_names(blocks), blocks, strict=True):
+            if not block.is_here:
+                continue
             for key, trace in traces(block).items():
                 found[f"{name}/trace_{key}"] = _number(trace)
             if not self.conditions:
