@@ -1,0 +1,143 @@
+"""Bytes that ranks of Horovod send in a step, measured against what shapes predict.
+
+Every step makes factors and inverses anew, so that nothing has to be averaged. Measured is what goes
+over the loopback device while rank 0 counts, headers and Horovod's own messages included; predicted
+is the sum over the ranks of what `layer_collection.placement_summary()` tells. Nothing else should
+use the loopback device. The table goes to the terminal and to OUTPUT.json.
+
+    python -m benchmarks.communication --ranks 2 4 --output docs/results/communication
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import rich.console
+import rich.table
+
+from benchmarks.machine import description
+
+PLACEMENTS = ("comm_opt", "hybrid", "mem_opt")
+STEPS = 50
+"""That are counted, after as many that are not."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs; inside of a rank, measures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.communication", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS), choices=PLACEMENTS)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("communication"))
+    parser.add_argument("--rank-of", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.rank_of is not None:
+        measure(chosen.rank_of)
+        return
+    rows = []
+    for ranks in chosen.ranks:
+        for placement in chosen.placements:
+            rows.append(of_ranks(ranks, placement))
+            print(f"{ranks} ranks, {placement}: {rows[-1]}", flush=True)
+    print_table(rows)
+    text = json.dumps({"machine": description(), "runs": rows}, indent=1)
+    chosen.output.with_suffix(".json").write_text(text + "\n")
+    print(f"Written: {chosen.output}.json")
+
+
+def of_ranks(ranks: int, placement: str) -> dict[str, object]:
+    """Starts ranks, and returns what they have found."""
+    command = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", str(ranks)]
+    command += ["-H", f"localhost:{ranks}", sys.executable, "-m", "benchmarks.communication"]
+    run = subprocess.run(
+        [*command, "--rank-of", placement], capture_output=True, text=True, check=False
+    )
+    found = [line for line in run.stdout.splitlines() if _MARK in line]
+    if run.returncode or not found:
+        raise RuntimeError(run.stdout[-2000:] + run.stderr[-4000:])
+    return json.loads(found[0].split(_MARK)[1])
+
+
+_MARK = "measured: "
+
+
+def measure(placement: str) -> None:
+    """Trains on this rank, and prints what was sent."""
+    import horovod.tensorflow as hvd
+    import keras
+    import numpy as np
+
+    import tfkfac
+    from tfkfac.traffic import predict
+
+    hvd.init(process_sets="dynamic")
+    layers = [keras.layers.Dense(width, activation="tanh") for width in (500, 400, 300)]
+    model = keras.Sequential([keras.Input((600,)), *layers, keras.layers.Dense(10)])
+    optimizer = tfkfac.KFAC(
+        0.01,
+        0.9,
+        1e-2,
+        placement=placement,
+        factor_update_every=1,
+        inverse_update_every=1,
+        kl_clip=None,
+        seed=0,
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    random = np.random.default_rng(hvd.rank())
+    x = random.normal(size=(32 * STEPS, 600)).astype("float32")
+    y = random.integers(0, 10, size=(32 * STEPS,))
+    sent: list[int] = []
+
+    class Counter(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            sent.append(sent_over_loopback())
+
+    model.fit(x, y, batch_size=16, verbose=0, callbacks=[Counter()])
+    if hvd.rank() == 0:
+        measured = (sent[-1] - sent[-1 - STEPS]) / STEPS
+        collection = optimizer.layer_collection
+        assert collection.roles is not None
+        predicted = sum(predict(collection.blocks, collection.roles).of_step(1, 1))
+        found = {
+            "ranks": hvd.size(),
+            "placement": placement,
+            "predicted": predicted,
+            "measured": measured,
+        }
+        print(_MARK + json.dumps(found), flush=True)
+
+
+def sent_over_loopback() -> int:
+    """Bytes since the machine was started."""
+    lines = pathlib.Path("/proc/net/dev").read_text().splitlines()
+    loopback = next(line for line in lines if line.strip().startswith("lo:"))
+    return int(loopback.split(":")[1].split()[8])
+
+
+def print_table(rows: Sequence[dict[str, object]]) -> None:
+    """Predicted, measured, and their ratio."""
+    table = rich.table.Table(title="Bytes sent in a step, by all ranks together")
+    for heading in ("Ranks", "Placement", "Predicted", "Measured", "Measured / predicted"):
+        table.add_column(heading, justify="left" if heading == "Placement" else "right")
+    for row in rows:
+        predicted, measured = float(str(row["predicted"])), float(str(row["measured"]))
+        table.add_row(
+            str(row["ranks"]),
+            str(row["placement"]),
+            f"{predicted:,.0f}",
+            f"{measured:,.0f}",
+            f"{measured / predicted:.3f}",
+        )
+    rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
