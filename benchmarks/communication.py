@@ -1,6 +1,6 @@
 """Bytes that ranks of Horovod send in a step, measured against what shapes predict.
 
-Every step makes factors and inverses anew, so that nothing has to be averaged. Measured is what goes
+Every step makes factors and inverses anew: nothing has to be averaged. Measured is what goes
 over the loopback device while rank 0 counts, headers and Horovod's own messages included; predicted
 is the sum over the ranks of what `layer_collection.placement_summary()` tells. Nothing else should
 use the loopback device. The table goes to the terminal and to OUTPUT.json.

@@ -257,7 +257,7 @@ class KFAC(Gathering):
 
         def move() -> None:
             with self._stopwatch.running():
-                self._refresh_inverses(updates)
+                self._refresh_inverses(updates, self._shortest_round(model))
                 directions = self._division.precondition(
                     self.layer_collection, gradients, model.variables
                 )
@@ -278,16 +278,29 @@ class KFAC(Gathering):
         """A gradient is not finite: nothing changes but the count of such steps."""
         self._skipped_steps.assign_add(1)
 
-    def _refresh_inverses(self, updates: tf.Tensor) -> None:
-        """Recomputes the inverses of the blocks whose turn it is; of all, if λ has jumped."""
+    def _refresh_inverses(self, updates: tf.Tensor, shortest: tf.Tensor) -> None:
+        """Recomputes the inverses of the blocks whose turn it is; of all, if λ has jumped.
+
+        Args:
+            updates: That moved the weights.
+            shortest: Updates in which every inverse is made once, at least.
+        """
         blocks = [b for b in self.layer_collection.curvature_blocks if b.refresh_cost]
         turns = take_turns([block.refresh_cost for block in blocks])
         phases = tf.constant([phase for phase, _ in turns], tf.float64)
-        due = is_due(updates, self.inverse_update_every, phases) | self._damping_jumped()
+        due = is_due(updates, self.inverse_update_every, phases, shortest)
+        due |= self._damping_jumped()
         for is_now, (_, positions) in zip(tf.unstack(due, len(turns)), turns, strict=True):
             turn = [blocks[position] for position in positions]
             tf.cond(is_now, functools.partial(self._refresh, turn), lambda: None)
         self._jumped.assign(tf.zeros_like(self._jumped))
+
+    def _shortest_round(self, model: LocalModel) -> tf.Tensor:
+        """The steps that a round of inverses costs as much as, by `INVERSE_SHARE`."""
+        work = self.layer_collection.cost(batch_size=1)
+        batches = self.gradient_accumulation_steps or 1
+        of_step = batches * work.sgd * tf.cast(self._examples_of(model.batch), tf.float64)
+        return tf.math.divide_no_nan(tf.cast(work.inverses, tf.float64), INVERSE_SHARE * of_step)
 
     def _refresh(self, blocks: Sequence[CurvatureBlock]) -> None:
         """Recomputes the inverses of some blocks."""
@@ -359,3 +372,9 @@ class KFAC(Gathering):
             if isinstance(value, dict) and "class_name" in value
         }
         return cls(**{**config, **objects})
+
+
+INVERSE_SHARE = 1.0
+"""Work on inverses that a step may have early in training, in units of a first-order step. Wide
+layers and small batches make a round of inverses cost many steps (measured, see docs/step-cost.md).
+"""

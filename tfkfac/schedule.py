@@ -2,8 +2,8 @@
 
 Work that is done "every k updates" is done once in each round of a clock. A round is k updates
 long, but shorter early in training, when the curvature changes fastest: at update t it is
-``min(k, 1 + t / 5)`` long. Each block has its turn at its own phase of the round, so that no step
-does the work of all.
+``min(k, 1 + t / 5)`` long, and no shorter than work that costs much allows. Each block has its turn
+at its own phase of the round, so that no step does the work of all.
 """
 
 from __future__ import annotations
@@ -16,29 +16,39 @@ WARM_UP = 5.0
 """Updates after which a round has grown by one update (measured, see docs/step-cost.md)."""
 
 
-def is_due(updates: tf.Tensor, every: tf.Tensor, phase: float | tf.Tensor = 0.0) -> tf.Tensor:
+def is_due(
+    updates: tf.Tensor,
+    every: tf.Tensor,
+    phase: float | tf.Tensor = 0.0,
+    shortest: float | tf.Tensor = 1.0,
+) -> tf.Tensor:
     """Whether it is the turn of `phase` at this update.
 
     Args:
         updates: Integer scalar, the number of updates made so far. At 0 every phase is due.
         every: Integer scalar, the length of a round once it has grown.
         phase: In [0, 1), where in the round; or a vector of phases.
+        shortest: The least length of a round, where that is less than `every`.
 
     Returns:
         A boolean for each phase.
     """
     phase = tf.cast(phase, tf.float64)
-    turns_now = tf.floor(rounds(updates, every) - phase + _ROUNDING)
-    turns_before = tf.floor(rounds(updates - 1, every) - phase + _ROUNDING)
+    turns_now, turns_before = (
+        tf.floor(rounds(at, every, shortest) - phase + _ROUNDING) for at in (updates, updates - 1)
+    )
     return (tf.cast(updates, tf.int64) == 0) | (turns_now > turns_before)
 
 
-def rounds(updates: tf.Tensor, every: tf.Tensor) -> tf.Tensor:
-    """The rounds that the clock has made: ∫ dt / min(every, 1 + t / WARM_UP)."""
+def rounds(updates: tf.Tensor, every: tf.Tensor, shortest: float | tf.Tensor = 1.0) -> tf.Tensor:
+    """The rounds that the clock has made: ∫ dt / min(every, max(shortest, 1 + t / WARM_UP))."""
     updates, every = tf.cast(updates, tf.float64), tf.cast(every, tf.float64)
-    grown = WARM_UP * (every - 1.0)
-    growing = WARM_UP * tf.math.log1p(tf.clip_by_value(updates, 0.0, grown) / WARM_UP)
-    return growing + (updates - tf.clip_by_value(updates, 0.0, grown)) / every
+    shortest = tf.clip_by_value(tf.cast(shortest, tf.float64), 1.0, every)
+    begins, grown = WARM_UP * (shortest - 1.0), WARM_UP * (every - 1.0)
+    before = tf.minimum(updates, begins) / shortest
+    growing = tf.math.log1p(tf.clip_by_value(updates, begins, grown) / WARM_UP)
+    after = tf.maximum(updates - grown, 0.0) / every
+    return before + WARM_UP * (growing - tf.math.log(shortest)) + after
 
 
 def stagger(costs: Sequence[float]) -> list[float]:

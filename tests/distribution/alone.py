@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from cases import CASES, train
 
 
@@ -27,3 +30,9 @@ def assert_as_alone(name: str, weights: np.ndarray) -> None:
     np.testing.assert_allclose(
         weights, expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max())
     )
+
+
+def fast_ones_first(names: Iterable[str], fast: Iterable[str]) -> list[Any]:
+    """Parameters of a test: some cases, and all others marked as slow."""
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in names if name not in fast]
+    return [*fast, *slow]

@@ -18,6 +18,9 @@ pytestmark = pytest.mark.skipif(
     reason="Horovod is not installed (tools/install_horovod.sh)",
 )
 
+FAST = ("automatic", "one-example", "masks", "ekfac")
+"""Cases that are run always; the others are slow tests."""
+
 FOUR = ("uneven", "one-example", "two-losses", "ekfac", "convolutions")
 """Cases for four ranks."""
 
@@ -34,17 +37,17 @@ def run_ranks(script: str, ranks: int, *arguments: str, timeout: float = 900) ->
     return output
 
 
-@pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Weights of all cases, of two ranks and MEM-OPT."""
-    folder = tmp_path_factory.mktemp("two")
-    run_ranks("rank.py", 2, str(folder), "mem_opt", *CASES)
-    return folder
+def test_two_ranks_make_the_steps_of_one_process(tmp_path: pathlib.Path) -> None:
+    run_ranks("rank.py", 2, str(tmp_path), "mem_opt", *FAST)
+    for name in FAST:
+        assert_as_alone(name, np.load(tmp_path / f"{name}.npy"))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_ranks_make_the_steps_of_one_process(name: str, two_ranks: pathlib.Path) -> None:
-    assert_as_alone(name, np.load(two_ranks / f"{name}.npy"))
+@pytest.mark.slow
+def test_two_ranks_make_the_steps_of_one_process_in_all_cases(tmp_path: pathlib.Path) -> None:
+    run_ranks("rank.py", 2, str(tmp_path), "mem_opt", *CASES)
+    for name in CASES:
+        assert_as_alone(name, np.load(tmp_path / f"{name}.npy"))
 
 
 @pytest.mark.slow

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cases import CASES, train, weights_of
-from distribution.alone import assert_as_alone
+from distribution.alone import assert_as_alone, fast_ones_first
 
 import tfkfac
+
+FAST = ("automatic", "one-example", "mean-by-weights", "accumulation-automatic", "masks")
+"""Cases that are run always; the others are slow tests."""
 
 FOUR = ("uneven", "one-example", "two-losses", "ekfac")
 """Cases for four replicas."""
@@ -28,7 +31,7 @@ def placed(name: str, placement: str | float) -> object:
     return dataclasses.replace(case, arguments={**case.arguments, "placement": placement})
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", fast_ones_first(CASES, FAST))
 @pytest.mark.usefixtures("float64")
 def test_two_replicas_make_the_steps_of_one_device(name: str) -> None:
     with mirrored(2).scope():
