@@ -242,8 +242,9 @@ def calls_of(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any = None)
     """The calls of a compiled model's losses, as tfkfac notes them in a training step."""
     calls: list[LossCall] = []
 
-    def note(loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> None:
-        calls.append(LossCall(loss, y_true, y_pred, sample_weight, weight))
+    def note(value: tf.Tensor, *call: Any) -> tf.Tensor:
+        calls.append(LossCall(*call))
+        return value
 
     with keras_internals.watching_losses(model._compile_loss, note):
         model.compute_loss(None, y, y_pred, sample_weight)

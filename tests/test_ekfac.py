@@ -77,7 +77,7 @@ def measured_twice(
     model.compile(optimizer, keras.losses.MeanSquaredError(), run_eagerly=True)
     model.train_on_batch(x, y, sample_weight=weights)
     for block in optimizer.layer_collection.curvature_blocks:
-        block.refresh = lambda damping: None
+        block.keep = lambda fresh: None
     model.train_on_batch(x, y, sample_weight=weights)
     return [block for block in optimizer.layer_collection if "seen" in block.layers[0].path]
 

@@ -139,7 +139,7 @@ def test_class_weight_in_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Class weights reach the Fisher as Keras' data path hands them to the loss."""
     seen: list[Observation] = []
     monkeypatch.setattr(
-        "tfkfac.optimizer.observe", lambda call: seen.append(observe(call)) or seen[-1]
+        "tfkfac.gathering.observe", lambda call: seen.append(observe(call)) or seen[-1]
     )
     class_weight = {0: 0.5, 1: 3.0, 2: 1.0}
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(CLASSES, use_bias=False)])

@@ -200,7 +200,9 @@ def test_predicted_memory_is_what_is_allocated() -> None:
     allocated = sum(int(np.prod(v.shape)) * 4 for v in made.values())
     assert predicted == allocated
     counts, momenta = optimizer._counts, len(model.trainable_variables)
-    assert len(optimizer._state) == len(made) + len(counts) + momenta
+    eigenvalues = optimizer._eigenvalues
+    assert eigenvalues.shape == (len(optimizer.layer_collection.curvature_blocks),)
+    assert len(optimizer._state) == len(made) + len(counts) + momenta + 1
     assert all(count.shape == () for count in counts)
 
 

@@ -175,9 +175,11 @@ class Division:
             [parcel for block, _ in each for parcel in kept_parcels(block)] for each in owned
         ]
 
-        def make() -> list[tf.Tensor]:
+        sent = _Sent(self._workers, parcels, groups, self._dtype)
+
+        def make() -> Any:
             own = owned[self._workers.here()]
-            return [tensor for block, damping in own for tensor in block.fresh(damping)]
+            return sent.wrapped([made for block, damping in own for made in block.fresh(damping)])
 
         def keep(made: Sequence[Sequence[tf.Tensor]]) -> None:
             for of_worker, tensors in zip(owned, made, strict=True):
@@ -185,7 +187,7 @@ class Division:
                 for block, _ in of_worker if tensors else ():
                     block.keep([next(values) for _ in kept_parcels(block)])
 
-        self._workers.each(keep, self._handed_on(self._workers.each(make), parcels, groups))
+        self._workers.each(keep, sent.handed_on(self._workers.each(make)))
 
     # --- gradients ---------------------------------------------------------------------------
 
@@ -211,8 +213,9 @@ class Division:
         parcels = [
             [parcel for block in each for parcel in gradient_parcels(block)] for each in made_by
         ]
+        sent = _Sent(self._workers, parcels, self._rows, self._dtype)
 
-        def make(gradients: Sequence[Any]) -> list[list[Any]]:
+        def make(gradients: Sequence[Any]) -> list[Any]:
             """What all make by themselves, and what this worker makes for others."""
             of_blocks = collection.take_apart(gradients, variables)
             mine = [
@@ -220,7 +223,8 @@ class Division:
             ]
             made = {id(block): block.precondition(own) for block, own in of_blocks if block in mine}
             alone = [d for block, _ in of_blocks if block not in told for d in made[id(block)]]
-            return [alone, [d for block in made_by[here()] for d in made[id(block)]]]
+            for_others = [d for block in made_by[here()] for d in made[id(block)]]
+            return [alone, sent.wrapped(for_others)]
 
         def assemble(alone: Sequence[Any], told_of: Sequence[Sequence[tf.Tensor]]) -> list[Any]:
             directions: dict[int, list[Any]] = {}
@@ -236,42 +240,55 @@ class Division:
 
         here = self._workers.here
         alone, for_others = self._workers.each(make, gradients)
-        told_of = self._handed_on(for_others, parcels, self._rows)
-        return self._workers.each(assemble, alone, told_of)
+        return self._workers.each(assemble, alone, sent.handed_on(for_others))
 
-    # --- what both have in common ------------------------------------------------------------
 
-    def _handed_on(
+class _Sent:
+    """What every worker gives to the members of its group.
+
+    Args:
+        workers: Who there is.
+        parcels: What is known of the tensors that each worker gives.
+        groups: Every worker is in one.
+        dtype: In which they are sent.
+    """
+
+    def __init__(
         self,
-        made: Any,
+        workers: Workers,
         parcels: Sequence[Sequence[Parcel]],
         groups: Sequence[tuple[int, ...]],
-    ) -> Any:
-        """Gives to every worker what the members of its group have made.
+        dtype: str,
+    ) -> None:
+        self._workers = workers
+        self._parcels = parcels
+        self._groups = groups
+        self._dtype = dtype
+        self._sizes = [size_of(each) for each in parcels]
+        self._needless = all(len(group) == 1 for group in groups) or not any(self._sizes)
+
+    def wrapped(self, tensors: list[tf.Tensor]) -> Any:
+        """A worker's own tensors, as they are if there is nobody to give them to."""
+        if self._needless:
+            return tensors
+        return _vector(self._parcels[self._workers.here()], tensors, self._dtype)
+
+    def handed_on(self, wrapped: Any) -> Any:
+        """For every worker a list of the tensors of each worker, empty for other groups.
 
         Args:
-            made: Tensors, of every worker.
-            parcels: What is known of those of each worker.
-            groups: Every worker is in one.
-
-        Returns:
-            For every worker a list of tensors of each worker, empty for those of other groups.
+            wrapped: Of every worker.
         """
         here, number = self._workers.here, self._workers.number
-        sizes = [size_of(each) for each in parcels]
-        if all(len(group) == 1 for group in groups) or not any(sizes):
+        if self._needless:
             return self._workers.each(
-                lambda own: [own if worker == here() else [] for worker in range(number)], made
+                lambda own: [own if worker == here() else [] for worker in range(number)], wrapped
             )
-        vectors = self._workers.collect(
-            self._workers.each(lambda own: _vector(parcels[here()], own, self._dtype), made),
-            sizes,
-            groups,
-        )
+        vectors = self._workers.collect(wrapped, self._sizes, self._groups)
         return self._workers.each(
             lambda own: [
                 [] if vector is None else unpack(of_worker, vector)
-                for of_worker, vector in zip(parcels, own, strict=True)
+                for of_worker, vector in zip(self._parcels, own, strict=True)
             ],
             vectors,
         )

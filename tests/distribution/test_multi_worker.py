@@ -35,7 +35,8 @@ def run_workers(folder: pathlib.Path, how: str, names: tuple[str, ...]) -> None:
         for index in range(2)
     ]
     outputs = [worker.communicate(timeout=600)[0] for worker in workers]
-    assert not any(worker.returncode for worker in workers), outputs[0][-4000:]
+    for worker, output in zip(workers, outputs, strict=True):
+        assert not worker.returncode, output[-4000:]
 
 
 @pytest.fixture(scope="module")

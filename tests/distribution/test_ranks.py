@@ -33,7 +33,7 @@ def run_ranks(script: str, ranks: int, *arguments: str, timeout: float = 900) ->
     run = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     output = run.stdout + run.stderr
     if run.returncode:
-        raise RuntimeError(output[-6000:])
+        raise RuntimeError(output)
     return output
 
 
