@@ -90,6 +90,8 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
+        if model.distribute_strategy.num_replicas_in_sync > 1:
+            self._build_early()
 
     def detach(self) -> None:
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""
@@ -159,18 +161,21 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         return super().apply(grads, trainable_variables)
 
     def _build_early(self) -> None:
-        """Makes the state before Keras traces the training step, which is then traced once.
+        """Makes the state before the training step is traced, which then is traced once.
 
-        A function that makes variables is traced twice. Layers that are built only when they are
-        called (an activation with weights) need that.
+        A function that makes variables is traced twice, and under a strategy not at all if it has
+        branches. Layers that are built only when they are called (an activation with weights) need
+        that.
         """
         model = self._require_model()
-        alone = model.distribute_strategy.num_replicas_in_sync == 1
+        wrapping = getattr(model, "optimizer", None)
+        optimizer = wrapping if getattr(wrapping, "inner_optimizer", None) is self else self
         complete = model.built and all(
             layer.built for layer in keras_internals.flatten_layers(model)
         )
-        if alone and complete and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
+        if complete and not optimizer.built:
+            with model.distribute_strategy.scope():
+                optimizer.build(model.trainable_variables)
 
     def _is_relevant(self, layer: Any) -> bool:
         """Whether a layer is to be observed.

@@ -125,8 +125,8 @@ def divisor_of(call: LossCall) -> tf.Tensor:
     ones, mask = _ones_and_mask(call)
     by_weights = call.loss.reduction == "mean_with_sample_weight"
     weights = call.sample_weight if by_weights else None
-    total, mean = (
-        _reduced(ones, mask, weights, reduction, call.loss.dtype)
+    total, mean = (  # of no values Keras makes no sum, but returns them
+        tf.reduce_sum(_reduced(ones, mask, weights, reduction, call.loss.dtype))
         for reduction in ("sum", call.loss.reduction)
     )
     replicas = tf.distribute.get_strategy().num_replicas_in_sync

@@ -72,7 +72,7 @@ def loop(model: keras.Model, case: Case) -> None:
         gradients = tape.gradient(loss, model.trainable_variables)
         model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 
-    @tf.function
+    @tf.function(input_signature=[distributed.element_spec])  # Keras has no loss of shape [0]
     def together(batch: tuple[tf.Tensor, ...]) -> None:
         strategy.run(step, args=batch)
 
