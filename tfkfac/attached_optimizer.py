@@ -169,7 +169,8 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         """
         model = self._require_model()
         wrapping = getattr(model, "optimizer", None)
-        optimizer = wrapping if getattr(wrapping, "inner_optimizer", None) is self else self
+        wrapped = getattr(wrapping, "inner_optimizer", None) is self
+        optimizer: Any = wrapping if wrapped else self
         complete = model.built and all(
             layer.built for layer in keras_internals.flatten_layers(model)
         )
