@@ -12,7 +12,7 @@ import tensorflow as tf
 from reference import Array, input_factor, relative_error, split_groups, with_ones
 
 from tfkfac.blocks import ConvBlock, Use
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 from tfkfac.blocks.window import Window
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from reference import add_variable
 
 from tfkfac.blocks import ConvBlock, DenseBlock, KroneckerBlock
-from tfkfac.blocks.block import Use, UseWeights
+from tfkfac.blocks.use import Use, UseWeights
 from tfkfac.blocks.window import Window
 from tfkfac.cost import StepCost, WorkSchedule, block_cost, total, uses_of_output
 from tfkfac.layer_collection import LayerCollection

@@ -19,7 +19,7 @@ from reference import relative_error
 import tfkfac
 from tfkfac import pooling
 from tfkfac.blocks import CurvatureBlock, DiagonalBlock
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 from tfkfac.curvature import batch_statistics
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.noise import PhiloxNoise

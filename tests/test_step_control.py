@@ -515,3 +515,18 @@ def test_ten_steps_from_a_file_are_those_of_a_run_that_never_stopped(tmp_path: A
     loaded.fit(x, y, batch_size=16, epochs=3, verbose=0, shuffle=False)
     for ours, theirs in zip(loaded.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_inverses_that_cost_much_are_made_less_often_early() -> None:
+    """At 400 units and 2 examples a round of inverses is the work of more than 20 steps."""
+    model = keras.Sequential([keras.Input((400,)), keras.layers.Dense(400)])
+    optimizer = tfkfac.KFAC(0.0, damping=1.0, seed=0, kl_clip=None, factor_update_every=1)
+    model.compile(optimizer, "mse")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 2, 400)), rng.normal(size=(6, 2, 400))
+    kept = []
+    for inputs, outputs in zip(x, y, strict=True):
+        model.train_on_batch(inputs, outputs)
+        (block,) = optimizer.layer_collection.kronecker_blocks
+        kept.append(block.inverse.kept()[0].numpy())
+    assert all(np.array_equal(each, kept[0]) for each in kept)

@@ -45,7 +45,6 @@ class AdaptiveDamping(SavedState):
         self._eigenvalues = self.add_variable(
             shape=(len(blocks),), dtype="float32", name="mean_eigenvalues"
         )
-        self._positions = {block.state_name: at for at, block in enumerate(blocks)}
 
     def rebuild(self, model: Any) -> None:
         """See `KeptState.rebuild`."""
@@ -64,7 +63,7 @@ class AdaptiveDamping(SavedState):
         if not relative or not isinstance(block, CurvatureBlock):
             return damping
         unit = tf.convert_to_tensor(self._unit)
-        mean = tf.convert_to_tensor(self._eigenvalues)[self._positions[block.state_name]]
+        mean = tf.convert_to_tensor(self._eigenvalues)[self._division.roles.position_of(block)]
         return damping * tf.cast(in_units_of(unit, mean), damping.dtype)
 
     def _note_eigenvalues(self) -> None:
@@ -150,10 +149,7 @@ class AdaptiveDamping(SavedState):
                 for velocity in velocities:  # which may be what has failed
                     velocity.assign(tf.zeros_like(velocity))
 
-            def all_take_back() -> None:
-                self.workers.each(take_back, before)
-
-            tf.cond(fails, all_take_back, lambda: None)
+            tf.cond(fails, lambda: self.workers.each(take_back, before), lambda: None)
             return ~fails
 
         def only_go() -> tf.Tensor:

@@ -15,7 +15,7 @@ from tfkfac.blocks import RecurrentBlock
 from tfkfac.callbacks.all_ranks import AllRanks
 from tfkfac.callbacks.stop_if_late import StopIfLate
 from tfkfac.capture import Recorder
-from tfkfac.distribution.choice import ranks_of_horovod, require_unwrapped, workers_of
+from tfkfac.distribution.choice import has_replicas, is_over_horovod, require_unwrapped, workers_of
 from tfkfac.distribution.workers import Workers
 from tfkfac.layer_collection import LayerCollection
 from tfkfac.record import Record
@@ -85,12 +85,12 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
                 "tfkfac.KFAC(...), or call optimizer.detach() first if it has not trained yet."
             )
         self.require_supported(model)
-        if ranks_of_horovod() > 1:
+        if is_over_horovod(self.distribution):
             model.jit_compile = False  # Horovod's operations are none of XLA's
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
-        if model.distribute_strategy.num_replicas_in_sync > 1:
+        if has_replicas(model.distribute_strategy):
             self._build_early()
 
     def detach(self) -> None:
@@ -104,7 +104,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         Args:
             callbacks: None, one, several, or a ``keras.callbacks.CallbackList``.
         """
-        if ranks_of_horovod() == 1:
+        if not is_over_horovod(self.distribution):
             return callbacks
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
         own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])

@@ -12,10 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import block_gradients
 from tfkfac.blocks import Block, CurvatureBlock
+from tfkfac.blocks.block import ALL, Kept
 from tfkfac.distribution.packing import Parcel, pack, size_of, unpack
 from tfkfac.distribution.workers import Workers
-from tfkfac.layer_collection import LayerCollection
 from tfkfac.parcels import gradient_parcels, kept_parcels, statistics_parcels
 from tfkfac.roles import Roles
 
@@ -53,23 +54,15 @@ class Division:
         double = any(block.dtype == "float64" for block in blocks)
         self._dtype = "float64" if double else "float32"
         self.roles = Roles(blocks, workers.number, placement, alike=workers.keep_all_alike)
-        grid = self.roles.placement.grid
-        everyone = [tuple(range(workers.number))]
-        self._columns = everyone if workers.keep_all_alike else grid.all_columns
-        self._rows = everyone if workers.keep_all_alike else grid.all_rows
-        self._everyone = everyone
-        for groups in (self._columns, self._rows):
+        for groups in (self.roles.columns, self.roles.rows):
             workers.form(groups)
 
-    def kept_here(self, block: Block) -> dict[str, bool]:
-        """Which variables of a block there are on this worker, as `Block.build` wants to know."""
+    def kept_here(self, block: Block) -> Kept:
+        """Which variables of a block there are on this worker."""
         if self._workers.keep_all_alike or not isinstance(block, CurvatureBlock):
-            return {}
+            return ALL
         here = self._workers.here()
-        return {
-            "averages": self.roles.keeps_averages(block, here),
-            "inverse": self.roles.keeps_inverse(block, here),
-        }
+        return Kept(self.roles.keeps_averages(block, here), self.roles.keeps_inverse(block, here))
 
     # --- factors -----------------------------------------------------------------------------
 
@@ -155,7 +148,7 @@ class Division:
             blocks: Blocks with an inverse.
             dampings: λ of each.
         """
-        for everywhere, groups in ((True, self._everyone), (False, self._columns)):
+        for everywhere, groups in ((True, self.roles.everyone), (False, self.roles.columns)):
             turn = [
                 (block, damping)
                 for block, damping in zip(blocks, dampings, strict=True)
@@ -174,7 +167,6 @@ class Division:
         parcels = [
             [parcel for block, _ in each for parcel in kept_parcels(block)] for each in owned
         ]
-
         sent = _Sent(self._workers, parcels, groups, self._dtype)
 
         def make() -> Any:
@@ -192,18 +184,19 @@ class Division:
     # --- gradients ---------------------------------------------------------------------------
 
     def precondition(
-        self, collection: LayerCollection, gradients: Any, variables: Sequence[Any]
+        self, blocks: Sequence[Block], gradients: Any, variables: Sequence[Any]
     ) -> Any:
         """p = F̂⁻¹g, of every worker.
 
         Args:
-            collection: All blocks.
+            blocks: All blocks of the model.
             gradients: g, of every worker.
             variables: The variables that have a gradient.
         """
+        blocks = block_gradients.with_gradients(blocks, variables)
         told = [
             block
-            for block in collection.with_gradients(variables)
+            for block in blocks
             if isinstance(block, CurvatureBlock) and not self.roles.all_precondition(block)
         ]
         made_by = [
@@ -213,11 +206,11 @@ class Division:
         parcels = [
             [parcel for block in each for parcel in gradient_parcels(block)] for each in made_by
         ]
-        sent = _Sent(self._workers, parcels, self._rows, self._dtype)
+        sent = _Sent(self._workers, parcels, self.roles.rows, self._dtype)
 
         def make(gradients: Sequence[Any]) -> list[Any]:
             """What all make by themselves, and what this worker makes for others."""
-            of_blocks = collection.take_apart(gradients, variables)
+            of_blocks = block_gradients.take_apart(blocks, gradients, variables)
             mine = [
                 block for block, _ in of_blocks if block not in told or block in made_by[here()]
             ]
@@ -233,10 +226,10 @@ class Division:
                 for made in of_worker if tensors else ():
                     directions[id(made)] = [next(values) for _ in made.variables]
             values = iter(alone)
-            for block in collection.with_gradients(variables):
+            for block in blocks:
                 if block not in told:
                     directions[id(block)] = [next(values) for _ in block.variables]
-            return collection.put_together(directions, variables)
+            return block_gradients.put_together(blocks, directions, variables)
 
         here = self._workers.here
         alone, for_others = self._workers.each(make, gradients)

@@ -100,7 +100,7 @@ class Gathering(StepControl):
         self.workers.each(enter_gradients, gradients)
         tf.cond(
             self._factors_are_due(),
-            lambda: _nothing(self.workers.each(enter_statistics, batch)),
+            lambda: self.workers.each(enter_statistics, batch),
             lambda: None,
         )
         self._examples.assign_add(self._examples_of(batch))
@@ -191,8 +191,3 @@ class Gathering(StepControl):
         size = tf.cast(batch, tf.float32)
         self._largest_batch.assign(tf.maximum(self._largest_batch, size))
         return size / self._largest_batch
-
-
-def _nothing(value: Any) -> None:
-    """For branches, which return tensors or None."""
-    del value

@@ -91,13 +91,15 @@ class KeptState(AttachedOptimizer):
             self.communication_dtype,
         )
         self._collection.roles = self._division.roles
+        if self.communication_dtype is not None:
+            self._collection.statistics_bytes = tf.dtypes.as_dtype(self.communication_dtype).size
         self._add_state()
         self._common_variables = list(self._variables)
         for block in self._collection:
             block.build(
                 self.add_variable,
                 functools.partial(self.damping_of, block),
-                **self._division.kept_here(block),
+                self._division.kept_here(block),
             )
         self._state = self._variables[made_before:]
         self._start_alike(model)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from tfkfac import indexed_slices, keras_internals
+from tfkfac import keras_internals
 from tfkfac.blocks import (
     Block,
     CurvatureBlock,
@@ -26,7 +25,7 @@ from tfkfac.placement_table import print_placement
 from tfkfac.registry import NotCoveredError, build_blocks
 from tfkfac.roles import Roles
 from tfkfac.summary import print_summary
-from tfkfac.variable_slice import put, take, whole_of
+from tfkfac.variable_slice import whole_of
 
 MAX_FACTOR_SIZE = 5000
 """Largest dense factor by default (measured, see docs/layers.md)."""
@@ -49,11 +48,14 @@ class LayerCollection:
     Attributes:
         blocks: The blocks.
         roles: Which worker does what; None before training.
+        statistics_bytes: Of a number in the statistics that workers send, if not that of the
+            factors.
     """
 
     def __init__(self, model: Any, blocks: Sequence[Block]) -> None:
         self.blocks = list(blocks)
         self.roles: Roles | None = None
+        self.statistics_bytes: int | None = None
         self._model_name = model.name
 
     @classmethod
@@ -157,98 +159,6 @@ class LayerCollection:
         total = sum(block.parameters for block in self.blocks)
         covered = sum(block.parameters for block in self.blocks if isinstance(block, kind))
         return covered / total if total else 1.0
-
-    def precondition(
-        self, gradients: Sequence[tf.Tensor], variables: Sequence[Any]
-    ) -> list[tf.Tensor]:
-        """p = F̂⁻¹g, block by block, with the inverses that training uses.
-
-        Args:
-            gradients: One for each of `variables`.
-            variables: The trainable variables; one that is missing has a gradient of zero.
-        """
-        directions = {
-            id(block): block.precondition(of_block)
-            for block, of_block in self.take_apart(gradients, variables)
-        }
-        return self.put_together(directions, variables)
-
-    def with_gradients(self, variables: Sequence[Any]) -> list[Block]:
-        """The blocks of some variables.
-
-        Args:
-            variables: Those that have a gradient.
-        """
-        given = {id(variable) for variable in variables}
-        return [b for b in self.blocks if any(id(whole_of(v)) in given for v in b.variables)]
-
-    def take_apart(
-        self, gradients: Sequence[tf.Tensor], variables: Sequence[Any]
-    ) -> list[tuple[Block, list[Any]]]:
-        """Blocks, each with the gradients of its variables.
-
-        Args:
-            gradients: One for each of `variables`.
-            variables: Trainable variables; one that is missing has a gradient of zero.
-        """
-        given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
-        return [
-            (
-                block,
-                [
-                    take(variable, given)
-                    if id(whole_of(variable)) in given
-                    else tf.zeros(variable.shape, variable.dtype)
-                    for variable in block.variables
-                ],
-            )
-            for block in self.with_gradients(variables)
-        ]
-
-    def put_together(
-        self, directions: Mapping[int, Sequence[Any]], variables: Sequence[Any]
-    ) -> list[Any]:
-        """The reverse of `take_apart`.
-
-        Args:
-            directions: id of a block → a tensor for each of its variables.
-            variables: The variables that are asked for.
-        """
-        blocks = [block for block in self.blocks if id(block) in directions]
-        parts = [variable for block in blocks for variable in block.variables]
-        wholes = put(parts, [tensor for block in blocks for tensor in directions[id(block)]])
-        return [wholes[id(variable)] for variable in variables]
-
-    def weighted_dot(
-        self,
-        left: Sequence[Any],
-        right: Sequence[Any],
-        variables: Sequence[Any],
-        weights: Sequence[tf.Tensor],
-    ) -> tf.Tensor:
-        """``Σ_b w_b·u_bᵀv_b`` over the blocks.
-
-        Args:
-            left: u, a tensor for each of `variables`; or only some of its rows.
-            right: v.
-            variables: The trainable variables that have a gradient.
-            weights: w_b, a scalar for each block.
-        """
-        of_left, of_right = (
-            {id(variable): value for variable, value in zip(variables, values, strict=True)}
-            for values in (left, right)
-        )
-        terms = []
-        for block, weight in zip(self.blocks, weights, strict=True):
-            dots = [
-                indexed_slices.dot(take(variable, of_left), take(variable, of_right))
-                for variable in block.variables
-                if id(whole_of(variable)) in of_left
-            ]
-            if dots:
-                total = tf.add_n([tf.cast(dot, dots[0].dtype) for dot in dots])
-                terms.append(total * tf.cast(weight, total.dtype))
-        return tf.add_n([tf.cast(term, terms[0].dtype) for term in terms])
 
     def set_aside(self, used_elsewhere: set[int]) -> None:
         """Lets blocks follow the plain gradient whose variables are used outside of their layers.
@@ -356,6 +266,7 @@ class LayerCollection:
             roles,
             factor_update_every=factor_update_every,
             inverse_update_every=inverse_update_every,
+            statistics_bytes=self.statistics_bytes,
             print_fn=print_fn,
         )
 

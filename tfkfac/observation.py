@@ -53,10 +53,9 @@ class LossCall:
         """What makes the total loss of a worker that of its part of the whole batch.
 
         Args:
-            value: Of this loss, before its factor in the total.
+            value: Of this loss, before its factor in the total. There are several workers.
         """
-        if self.share is None:
-            return tf.zeros_like(value)
+        assert self.share is not None
         more = tf.cast(self.share.part - 1.0, value.dtype) * value
         return more if self.loss_weight is None else more * tf.cast(self.loss_weight, more.dtype)
 

@@ -11,7 +11,6 @@ import keras
 import tensorflow as tf
 
 from tfkfac import indexed_slices, linalg, losses
-from tfkfac.blocks import CurvatureBlock
 from tfkfac.curvature import require_seen
 from tfkfac.damping import LevenbergMarquardt
 from tfkfac.distribution.choice import DISTRIBUTIONS
@@ -19,26 +18,24 @@ from tfkfac.distribution.placement import require_placement
 from tfkfac.division import COMMUNICATION_DTYPES
 from tfkfac.factors import METHODS
 from tfkfac.fisher import ESTIMATORS
-from tfkfac.gathering import Gathering
 from tfkfac.hyperparameters import (
     AUTO,
-    Hyperparameter,
     Range,
     hyperparameters_of,
     require_choice,
     require_integer,
     require_patterns,
 )
+from tfkfac.inverse_turns import InverseTurns
 from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.layer_patterns import require_recurrent
 from tfkfac.local_model import LocalModel
-from tfkfac.schedule import is_due, take_turns
 from tfkfac.step_size import bound_of_step
 from tfkfac.units import of_mean_loss
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
-class KFAC(Gathering):
+class KFAC(InverseTurns):
     """Kronecker-factored approximate curvature: natural-gradient descent for Keras models.
 
     One step is ``δ ← μ·δ − ν·α·F̂⁻¹g``, where F̂ approximates the Fisher matrix of the model's own
@@ -102,8 +99,6 @@ class KFAC(Gathering):
     Raises:
         ValueError: An argument is not allowed; the message says what is.
     """
-
-    inverse_update_every = Hyperparameter(Range(1, integer=True))
 
     def __init__(
         self,
@@ -257,9 +252,9 @@ class KFAC(Gathering):
 
         def move() -> None:
             with self._stopwatch.running():
-                self._refresh_inverses(updates, self._shortest_round(model))
+                self._refresh_inverses(model)
                 directions = self._division.precondition(
-                    self.layer_collection, gradients, model.variables
+                    self.layer_collection.blocks, gradients, model.variables
                 )
             self._make_step(model, gradients, directions)
             self._average_weights()
@@ -277,34 +272,6 @@ class KFAC(Gathering):
     def _skip_step(self) -> None:
         """A gradient is not finite: nothing changes but the count of such steps."""
         self._skipped_steps.assign_add(1)
-
-    def _refresh_inverses(self, updates: tf.Tensor, shortest: tf.Tensor) -> None:
-        """Recomputes the inverses of the blocks whose turn it is; of all, if λ has jumped.
-
-        Args:
-            updates: That moved the weights.
-            shortest: Updates in which every inverse is made once, at least.
-        """
-        blocks = [b for b in self.layer_collection.curvature_blocks if b.refresh_cost]
-        turns = take_turns([block.refresh_cost for block in blocks])
-        phases = tf.constant([phase for phase, _ in turns], tf.float64)
-        due = is_due(updates, self.inverse_update_every, phases, shortest)
-        due |= self._damping_jumped()
-        for is_now, (_, positions) in zip(tf.unstack(due, len(turns)), turns, strict=True):
-            turn = [blocks[position] for position in positions]
-            tf.cond(is_now, functools.partial(self._refresh, turn), lambda: None)
-        self._jumped.assign(tf.zeros_like(self._jumped))
-
-    def _shortest_round(self, model: LocalModel) -> tf.Tensor:
-        """The steps that a round of inverses costs as much as, by `INVERSE_SHARE`."""
-        work = self.layer_collection.cost(batch_size=1)
-        batches = self.gradient_accumulation_steps or 1
-        of_step = batches * work.sgd * tf.cast(self._examples_of(model.batch), tf.float64)
-        return tf.math.divide_no_nan(tf.cast(work.inverses, tf.float64), INVERSE_SHARE * of_step)
-
-    def _refresh(self, blocks: Sequence[CurvatureBlock]) -> None:
-        """Recomputes the inverses of some blocks."""
-        self._division.refresh(blocks, [self.damping_of(block) for block in blocks])
 
     def _average_weights(self) -> None:
         """Keras' ``use_ema``; the average begins with the first update that moves the weights."""
@@ -372,9 +339,3 @@ class KFAC(Gathering):
             if isinstance(value, dict) and "class_name" in value
         }
         return cls(**{**config, **objects})
-
-
-INVERSE_SHARE = 1.0
-"""Work on inverses that a step may have early in training, in units of a first-order step. Wide
-layers and small batches make a round of inverses cost many steps (measured, see docs/step-cost.md).
-"""

@@ -38,9 +38,28 @@ class Roles:
             [block.refresh_cost for block in blocks],
         )
 
+    @property
+    def everyone(self) -> list[tuple[int, ...]]:
+        """One group of all workers."""
+        return [tuple(range(self.placement.grid.workers))]
+
+    @property
+    def columns(self) -> list[tuple[int, ...]]:
+        """Groups within which inverses are handed on."""
+        return self.everyone if self.alike else self.placement.grid.all_columns
+
+    @property
+    def rows(self) -> list[tuple[int, ...]]:
+        """Groups within which preconditioned gradients are."""
+        return self.everyone if self.alike else self.placement.grid.all_rows
+
+    def position_of(self, block: CurvatureBlock) -> int:
+        """Of a block among all with curvature, as they were when training began."""
+        return self._positions[block.state_name]
+
     def owner_of(self, block: CurvatureBlock) -> int:
         """The worker that makes the inverse."""
-        return self.placement.owners[self._positions[block.state_name]]
+        return self.placement.owners[self.position_of(block)]
 
     def all_keep_averages(self, block: CurvatureBlock) -> bool:
         """Whether not only the owner keeps the averages.

@@ -49,6 +49,8 @@ class SavedState(KeptState):
 
         To be called by all of them; `tfkfac.callbacks.GatherState` does.
         """
+        if self.workers.keep_all_alike:
+            return
         sums = {id(variable) for variable in self._partial_sums}
         own = {
             at: variable.numpy()

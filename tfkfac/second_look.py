@@ -47,13 +47,14 @@ def loss_at_present_weights(model: Any, record: Record) -> tf.Tensor:
 
     def note(value: tf.Tensor, *call: Any) -> tf.Tensor:
         del call
-        corrections.append(next(calls).correction(value))
+        seen = next(calls)
+        if seen.share is not None:
+            corrections.append(seen.correction(value))
         return value
 
     with keras_internals.watching_losses(keras_internals.compiled_losses(model), note):
         loss = model.compute_loss(**{**dict(arguments), "y_pred": outputs})
-    if record.workers.number > 1:
-        loss = tf.add_n([loss, *corrections])
+    loss = tf.add_n([loss, *corrections])
     with tf.control_dependencies([loss]):
         for variable, value in zip(changed, after, strict=True):
             variable.assign(value)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfkfac import indexed_slices
 from tfkfac.adaptive_damping import AdaptiveDamping
+from tfkfac.block_gradients import weighted_dot
 from tfkfac.hyperparameters import AUTO, Hyperparameter, Range, is_auto, refuse_if_automatic
 from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
@@ -191,7 +192,7 @@ class StepControl(AdaptiveDamping):
             def of_damping(directions: Sequence[Any]) -> list[tf.Tensor]:
                 pairs = (directions, directions), (directions, velocities), (velocities, velocities)
                 return [
-                    self.layer_collection.weighted_dot(*pair, model.variables, dampings)
+                    weighted_dot(self.layer_collection.blocks, *pair, model.variables, dampings)
                     for pair in pairs
                 ]
 

@@ -8,6 +8,7 @@ owners is sent once, to them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from tfkfac.blocks import Block, CurvatureBlock
@@ -79,9 +80,8 @@ def predict(
         for worker in workers
     ]
 
-    everyone = [tuple(workers)]
     inverses = [0.0 for _ in workers]
-    for everywhere in (True, False):
+    for everywhere, groups in ((True, roles.everyone), (False, roles.columns)):
         made = [
             each
             * sum(
@@ -91,7 +91,6 @@ def predict(
             )
             for worker in workers
         ]
-        groups = everyone if everywhere or roles.alike else grid.all_columns
         inverses = _added(inverses, _gathered(made, groups, alike=roles.alike))
 
     told = [block for block in curved if not roles.all_precondition(block)]
@@ -99,11 +98,10 @@ def predict(
         each * sum(size_of(gradient_parcels(b)) for b in told if roles.preconditions(b, worker))
         for worker in workers
     ]
-    groups = everyone if roles.alike else grid.all_rows
     return Traffic(
         [float(sum(_kept(block, roles, worker) for block in curved)) for worker in workers],
         [whole for _ in workers],
-        _gathered(made, groups, alike=roles.alike),
+        _gathered(made, roles.rows, alike=roles.alike),
         statistics,
         inverses,
     )
@@ -111,7 +109,7 @@ def predict(
 
 def _kept(block: CurvatureBlock, roles: Roles, worker: int) -> int:
     """Bytes of a block's state on a worker."""
-    inverse = sum(_product(shape) for shape in block.kept_shapes)
+    inverse = sum(math.prod(shape) for shape in block.kept_shapes)
     numbers = (block.state_size - inverse) * roles.keeps_averages(block, worker)
     numbers += inverse * roles.keeps_inverse(block, worker)
     return numbers * block.bytes_each
@@ -135,10 +133,3 @@ def _gathered(
 
 def _added(left: Sequence[float], right: Sequence[float]) -> list[float]:
     return [a + b for a, b in zip(left, right, strict=True)]
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

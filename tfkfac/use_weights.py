@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tfkfac.blocks import CurvatureBlock, Use
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 from tfkfac.observation import Observation
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reference import add_variable, output_factor, relative_error
 
 from tfkfac.blocks import DenseBlock, KroneckerBlock, Use
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 
 
 @st.composite

@@ -19,7 +19,7 @@ from reference import input_factor, relative_error
 
 import tfkfac
 from tfkfac.blocks import ConvBlock, DenseBlock, Use, chunks
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 
 TOLERANCE = 1e-10
 N = 2

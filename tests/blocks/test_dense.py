@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference import add_variable, fill, input_factor, output_factor, relative_error, with_ones
 
 from tfkfac.blocks import DenseBlock, Use
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 
 
 def make(inputs: int, outputs: int, *, bias: bool = True, dtype: str = "float64") -> DenseBlock:

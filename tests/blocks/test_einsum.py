@@ -15,8 +15,8 @@ from reference import fill, ggn_of_variables, positive, relative_error
 
 import tfkfac
 from tfkfac.blocks import DenseBlock, DiagonalBlock, EinsumDenseBlock, Use
-from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.einsum import Equation
+from tfkfac.blocks.use import UseWeights
 from tfkfac.observation import LossCall, observe
 from tfkfac.use_weights import use_weights
 

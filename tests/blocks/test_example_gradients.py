@@ -13,7 +13,7 @@ from reference import fill, positive, relative_error
 
 from tfkfac.blocks import KroneckerBlock, Use
 from tfkfac.blocks import example_gradients as by_example
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 from tfkfac.registry import build_blocks
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -13,7 +13,7 @@ from convolutions import Case, Convolution
 from reference import add_variable, damped_block, dense_block, fill, positive, relative_error
 
 from tfkfac.blocks import DenseBlock, KroneckerBlock, Use
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 from tfkfac.factors import METHODS
 
 methods = pytest.mark.parametrize("method", METHODS)

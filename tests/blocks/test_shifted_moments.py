@@ -14,7 +14,7 @@ from keras import layers
 from reference import relative_error
 
 from tfkfac.blocks import ConvBlock, Use, shifted_moments
-from tfkfac.blocks.block import UseWeights
+from tfkfac.blocks.use import UseWeights
 from tfkfac.blocks.window import Window
 from tfkfac.registry import build_blocks
 

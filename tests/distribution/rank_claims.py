@@ -34,6 +34,7 @@ def main(folder: str) -> None:
         "memory": memory,
         "saved": lambda: saved(pathlib.Path(folder)),
         "logs": logs,
+        "halves": halves,
     }.items():
         keras.backend.clear_session()
         holds()
@@ -117,6 +118,21 @@ def saved(folder: pathlib.Path) -> None:
     for one in (model, again):
         one.fit(data(own()), epochs=2, verbose=0)
     np.testing.assert_array_equal(weights_of(again), weights_of(model))
+
+
+def halves() -> None:
+    """Statistics that are sent in half precision are nearly those that are not."""
+    factors = {}
+    for dtype in (None, "float16", "bfloat16"):
+        arguments = {**NUMBERS.arguments, "communication_dtype": dtype, "placement": "mem_opt"}
+        model = dataclasses.replace(NUMBERS, arguments=arguments).compiled()
+        model.fit(data(own()), verbose=0)
+        blocks = model.optimizer.layer_collection.curvature_blocks
+        factors[dtype] = [b.factors["A"].numpy() for b in blocks if b.is_here]
+    for dtype, accuracy in (("float16", 3e-3), ("bfloat16", 2e-2)):
+        for whole, half in zip(factors[None], factors[dtype], strict=True):
+            np.testing.assert_allclose(half, whole, atol=accuracy * np.abs(whole).max())
+            assert not np.array_equal(half, whole)
 
 
 def logs() -> None:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cases import CASES, train, weights_of
+from cases import CASES, Case, train, weights_of
 from distribution.alone import assert_as_alone, fast_ones_first
 
 import tfkfac
@@ -26,7 +26,7 @@ def mirrored(replicas: int) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
 
 
-def placed(name: str, placement: str | float) -> object:
+def placed(name: str, placement: str | float) -> Case:
     case = CASES[name]
     return dataclasses.replace(case, arguments={**case.arguments, "placement": placement})
 
@@ -35,7 +35,7 @@ def placed(name: str, placement: str | float) -> object:
 @pytest.mark.usefixtures("float64")
 def test_two_replicas_make_the_steps_of_one_device(name: str) -> None:
     with mirrored(2).scope():
-        weights, _, optimizer = train(placed(name, "mem_opt"))
+        weights, optimizer = train(placed(name, "mem_opt"))
     assert optimizer.counts()["updates"] >= 20
     assert_as_alone(name, weights)
 
@@ -46,14 +46,21 @@ def test_two_replicas_make_the_steps_of_one_device(name: str) -> None:
 @pytest.mark.usefixtures("float64")
 def test_four_replicas_make_the_steps_of_one_device(name: str, placement: str | float) -> None:
     with mirrored(4).scope():
-        weights, _, _ = train(placed(name, placement))
+        weights, _ = train(placed(name, placement))
     assert_as_alone(name, weights)
 
 
+@pytest.mark.usefixtures("float64")
+def test_one_replica_is_one_device() -> None:
+    with mirrored(1).scope():
+        weights, _ = train(CASES["automatic"])
+    assert_as_alone("automatic", weights)
+
+
 def test_single_precision() -> None:
-    alone, _, _ = train(CASES["uneven"])
+    alone, _ = train(CASES["uneven"])
     with mirrored(2).scope():
-        together, _, _ = train(CASES["uneven"])
+        together, _ = train(CASES["uneven"])
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
 
 

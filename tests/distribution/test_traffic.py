@@ -12,7 +12,7 @@ from tfkfac.traffic import predict
 
 
 def collection() -> tfkfac.LayerCollection:
-    layers = [keras.layers.Dense(width) for width in (30, 20, 10, 5)]
+    layers = [keras.layers.Dense(width, name=f"wide{width}") for width in (30, 20, 10, 5)]
     return tfkfac.LayerCollection.scan(keras.Sequential([keras.Input((40,)), *layers]))
 
 
@@ -75,7 +75,7 @@ def test_the_summary_tells_owners_and_bytes() -> None:
     collection().placement_summary(workers=4, placement="mem_opt", print_fn=lines.append)
     text = "\n".join(lines)
     assert "1 × 4 (MEM-OPT, f = 0.25)" in text
-    assert "dense_3" in text or "dense" in text
+    assert all(f"wide{width} (Dense)" in text for width in (30, 20, 10, 5))
 
 
 def test_the_summary_of_a_scan_needs_a_number() -> None:

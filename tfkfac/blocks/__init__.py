@@ -4,7 +4,7 @@ A block turns what was recorded of its layers (inputs a, backpropagated g) into 
 gradient into a preconditioned one. It knows no Keras layer and no communication.
 """
 
-from tfkfac.blocks.block import Block, CurvatureBlock, Use
+from tfkfac.blocks.block import Block, CurvatureBlock
 from tfkfac.blocks.conv import ConvBlock
 from tfkfac.blocks.dense import DenseBlock
 from tfkfac.blocks.diagonal import DiagonalBlock
@@ -14,6 +14,7 @@ from tfkfac.blocks.kronecker import KroneckerBlock
 from tfkfac.blocks.plain import PlainGradient
 from tfkfac.blocks.recurrent import RecurrentBlock
 from tfkfac.blocks.scale_shift import ScaleShiftBlock
+from tfkfac.blocks.use import Use
 
 __all__ = [
     "Block",

@@ -1,56 +1,33 @@
-"""What every curvature block offers, and what it is shown of a layer."""
+"""What every curvature block offers."""
 
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfkfac import linalg
 from tfkfac.averages import AddVariable, DecayedAverages
+from tfkfac.blocks.use import Use, UseWeights
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Use:
-    """One use of a layer in a forward pass (a shared layer has several).
-
-    Attributes:
-        inputs: a, as the layer received it (examples first).
-        preactivations: s, the layer's output before its activation.
-        mask: Keras mask of the inputs (True = counts), of the shape of the leading axes of
-            `inputs`, or None.
-        arguments: Name → value of the other arguments with which the layer was called.
-        memo: What blocks that see the same use need compute only once.
-    """
-
-    inputs: tf.Tensor
-    preactivations: tf.Tensor
-    mask: tf.Tensor | None = None
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    memo: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class UseWeights:
-    """How much the places of one use count (mathematics.md §2).
+class Kept(NamedTuple):
+    """Which variables of a block there are on a worker.
 
     Attributes:
-        omega: ω, broadcastable to the places of the use (pre-activations without their channel
-            axis), or None where every place counts 1.
-        total: Σω, scalar.
-        places: The number of valid places, scalar.
-        of_examples: Whether the first axis of the use runs over the examples (several rows each, or
-            one); None where only the step itself can tell.
+        averages: Whether its averages are.
+        inverse: Whether what it preconditions with is.
     """
 
-    omega: tf.Tensor | None
-    total: tf.Tensor
-    places: tf.Tensor
-    of_examples: bool | None = None
+    averages: bool = True
+    inverse: bool = True
+
+
+ALL = Kept()
+"""What one worker keeps."""
 
 
 class Block(abc.ABC):
@@ -117,19 +94,16 @@ class Block(abc.ABC):
         self,
         add_variable: AddVariable,
         damping: Callable[[], tf.Tensor],
-        *,
-        averages: bool = True,
-        inverse: bool = True,
+        kept: Kept = ALL,
     ) -> None:
         """Makes the block's variables.
 
         Args:
             add_variable: The optimizer's.
             damping: Returns the damping in force, λ.
-            averages: Whether the averages are kept here, not on other workers only.
-            inverse: Whether what the block preconditions with is.
+            kept: Which of them there are here, and not on other workers only.
         """
-        del add_variable, damping, averages, inverse
+        del add_variable, damping, kept
 
     @abc.abstractmethod
     def precondition(
@@ -306,14 +280,11 @@ class CurvatureBlock(Block):
         self,
         add_variable: AddVariable,
         damping: Callable[[], tf.Tensor],
-        *,
-        averages: bool = True,
-        inverse: bool = True,
+        kept: Kept = ALL,
     ) -> None:
         """Makes the averages."""
-        del inverse
         self._damping = damping
-        if averages:
+        if kept.averages:
             self._averages.build(add_variable)
 
     @property

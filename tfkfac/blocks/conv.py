@@ -9,9 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac.blocks import shifted_moments
-from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.chunks import Chunks
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.blocks.use import UseWeights
 from tfkfac.blocks.window import Window
 from tfkfac.factor_forms import DENSE
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.blocks.use import UseWeights
 
 
 class DenseBlock(KroneckerBlock):

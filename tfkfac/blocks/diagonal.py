@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import indexed_slices
-from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
+from tfkfac.blocks.block import CurvatureBlock
+from tfkfac.blocks.use import Use, UseWeights
 
 
 class DiagonalBlock(CurvatureBlock):

@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.blocks.use import Use, UseWeights
 
 _ELIDED = "0123456789"
 """Labels for the axes that an ellipsis stands for: no equation has such."""

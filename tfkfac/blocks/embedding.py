@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.example_gradients import sum_of_squares_of_lookups
 from tfkfac.blocks.kronecker import KroneckerBlock
+from tfkfac.blocks.use import Use, UseWeights
 from tfkfac.factor_forms import DIAGONAL
 
 

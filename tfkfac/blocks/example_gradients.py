@@ -16,8 +16,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import indexed_slices
-from tfkfac.blocks.block import UseWeights
 from tfkfac.blocks.chunks import greater, parts
+from tfkfac.blocks.use import UseWeights
 
 CHUNK_BYTES = 32 * 2**20
 """What the gradients and rows of a chunk of examples may take (one example at the least)."""

@@ -10,8 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac.averages import AddVariable
-from tfkfac.blocks.block import Use, UseWeights, slots
+from tfkfac.blocks.block import ALL, Kept, slots
 from tfkfac.blocks.rows import RowsByExample
+from tfkfac.blocks.use import Use, UseWeights
 from tfkfac.factor_forms import DENSE, FactorForm, form_of
 from tfkfac.factors import METHODS, KroneckerInverse
 
@@ -250,13 +251,11 @@ class KroneckerBlock(RowsByExample):
         self,
         add_variable: AddVariable,
         damping: Callable[[], tf.Tensor],
-        *,
-        averages: bool = True,
-        inverse: bool = True,
+        kept: Kept = ALL,
     ) -> None:
         """Makes the averages and the inverses."""
-        super().build(add_variable, damping, averages=averages)
-        if inverse:
+        super().build(add_variable, damping, kept)
+        if kept.inverse:
             self.inverse.build(add_variable)
 
     @property

@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import lggm
-from tfkfac.blocks.block import Use, UseWeights
 from tfkfac.blocks.dense import DenseBlock
+from tfkfac.blocks.use import Use, UseWeights
 from tfkfac.chain_inverses import RECURRENT
 
 LONGEST = 512

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import CurvatureBlock, Use, UseWeights
+from tfkfac.blocks.block import CurvatureBlock
+from tfkfac.blocks.use import Use, UseWeights
 
 
 class ScaleShiftBlock(CurvatureBlock):

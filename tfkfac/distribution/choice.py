@@ -27,14 +27,15 @@ def workers_of(distribution: str, strategy: tf.distribute.Strategy) -> Workers:
     """
     replicas = strategy.num_replicas_in_sync
     ranks = ranks_of_horovod()
-    if distribution == "single" or (distribution == "auto" and max(replicas, ranks) == 1):
+    mirrored = has_replicas(strategy)
+    if distribution == "single" or (distribution == "auto" and ranks == 1 and not mirrored):
         return Alone()
     if distribution == "strategy" or (distribution == "auto" and ranks == 1):
-        if replicas == 1:
+        if not mirrored:
             raise ValueError(
                 'Argument `distribution` is "strategy", but the model is not in the scope of a '
-                "tf.distribute strategy with several replicas. Build model and optimizer within "
-                "`with strategy.scope():`."
+                "MirroredStrategy or a MultiWorkerMirroredStrategy. Build model and optimizer "
+                "within `with strategy.scope():`."
             )
         return Replicas(strategy)
     if replicas > 1:
@@ -49,6 +50,25 @@ def workers_of(distribution: str, strategy: tf.distribute.Strategy) -> Workers:
             "`import horovod.tensorflow as hvd; hvd.init()` in front."
         )
     return Ranks(horovod) if ranks > 1 else Alone()
+
+
+def has_replicas(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a strategy has replicas that are merged, be it one.
+
+    Args:
+        strategy: Any.
+    """
+    kinds = tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy
+    return isinstance(strategy, kinds)
+
+
+def is_over_horovod(distribution: str) -> bool:
+    """Whether the workers are ranks of Horovod.
+
+    Args:
+        distribution: As for `workers_of`.
+    """
+    return distribution in ("auto", "horovod") and ranks_of_horovod() > 1
 
 
 def ranks_of_horovod() -> int:

@@ -82,9 +82,10 @@ class Ranks(Workers):
                 of_dtype.setdefault(tensor.dtype, []).append(position)
         for positions in of_dtype.values():
             vectors = [tf.reshape(tensors[position], [-1]) for position in positions]
-            total = self._exchanged(
-                self._horovod.allreduce, self._in_one(*vectors), op=self._horovod.Sum
-            )
+            own = self._in_one(*vectors)
+            sent = tf.cast(own, tf.float32) if own.dtype == tf.bfloat16 else own
+            total = self._exchanged(self._horovod.allreduce, sent, op=self._horovod.Sum)
+            total = tf.cast(total, own.dtype)
             parts = tf.split(total, [tf.size(vector) for vector in vectors], num=len(vectors))
             for position, part in zip(positions, parts, strict=True):
                 shape = tensors[position].shape
@@ -94,11 +95,17 @@ class Ranks(Workers):
 
     def to_owners(self, vectors: Sequence[Any], sizes: Sequence[int]) -> Any:
         """Everyone sends everyone what is meant for them: a reduce-scatter of unequal parts."""
+        own = self._in_one(*vectors)
+        bits = own.dtype == tf.bfloat16  # which Horovod does not know
         received, _ = self._exchanged(
-            self._horovod.alltoall, self._in_one(*vectors), splits=tf.constant(sizes)
+            self._horovod.alltoall,
+            tf.bitcast(own, tf.uint16) if bits else own,
+            splits=tf.constant(sizes),
         )
+        received = tf.bitcast(received, own.dtype) if bits else received
         of_ranks = tf.reshape(received, [self.number, sizes[self._rank]])
-        return tf.reduce_sum(of_ranks, axis=0)
+        half = of_ranks.dtype.size < 4
+        return tf.reduce_sum(tf.cast(of_ranks, tf.float32) if half else of_ranks, axis=0)
 
     def collect(self, vectors: Any, sizes: Sequence[int], groups: Sequence[tuple[int, ...]]) -> Any:
         """Gathers within the group; who has nothing sends a zero, for Horovod wants something."""

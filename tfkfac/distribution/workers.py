@@ -16,6 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import indexed_slices
+
 
 class Workers(abc.ABC):
     """All that make one step together.
@@ -127,7 +129,10 @@ class Workers(abc.ABC):
         """
         if self.repeats == 1:
             return list(tensors)
-        return [_times(tensor, 1.0 / self.repeats) for tensor in tensors]
+        return [
+            indexed_slices.with_values(tensor, indexed_slices.values_of(tensor) / self.repeats)
+            for tensor in tensors
+        ]
 
     @abc.abstractmethod
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
@@ -205,9 +210,3 @@ class Alone(Workers):
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
         """One row."""
         return numbers[None]
-
-
-def _times(tensor: Any, factor: float) -> Any:
-    if isinstance(tensor, tf.IndexedSlices):
-        return tf.IndexedSlices(tensor.values * factor, tensor.indices, tensor.dense_shape)
-    return tensor * tf.cast(factor, tensor.dtype)

@@ -1,4 +1,7 @@
-"""Rank 1 falls asleep in the middle of training."""
+"""Rank 1 fails in the middle of training: it dies, or falls asleep.
+
+horovodrun -np 2 python rank_fails.py dies|sleeps
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,16 @@ from cases import CASES
 
 from tfkfac.callbacks import StopIfLate
 
+FAILURES = {"dies": lambda: os._exit(7), "sleeps": lambda: time.sleep(100)}
 
-class Sleeps(keras.callbacks.Callback):
+
+class Fails(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         if batch == 1 and hvd.rank() == 1:
-            time.sleep(100)
+            FAILURES[sys.argv[1]]()
 
 
 hvd.init()
 model = CASES["numbers"].compiled()
-callbacks = [Sleeps(), StopIfLate(seconds=8)]
+callbacks = [Fails(), StopIfLate(seconds=8)]
 model.fit(*CASES["numbers"].arrays(), batch_size=4, epochs=50, verbose=0, callbacks=callbacks)
