@@ -168,12 +168,25 @@ class Gathering(StepControl):
         return self._division.add_up(contributions, seen, examples)
 
     def _contributions(self, batch: Batch, variables: Sequence[Any]) -> SumsOfBlocks:
-        """What a worker's part of a batch adds to the sums over the whole."""
+        """What a worker's part of a batch adds to the sums over the whole; nothing, if it is empty."""
         examples = batch.observations[0].batch
-        return {
-            block.state_name: contribution(block, statistics, examples)
-            for block, statistics in self._statistics_of(batch, variables)
-        }
+
+        def of_some() -> SumsOfBlocks:
+            return {
+                block.state_name: contribution(block, statistics, examples)
+                for block, statistics in self._statistics_of(batch, variables)
+            }
+
+        def of_none() -> SumsOfBlocks:
+            return {
+                block.state_name: {
+                    name: tf.zeros(shape, block.dtype)
+                    for name, shape in contribution_shapes(block).items()
+                }
+                for block in seen_blocks(self.layer_collection.curvature_blocks, batch.record)
+            }
+
+        return tf.cond(examples > 0, of_some, of_none)
 
     def _statistics_of(self, batch: Batch, variables: Sequence[Any]) -> Statistics:
         """The curvature that a batch shows: the one extra backward pass."""

@@ -57,7 +57,7 @@ def contribution(
             return count
         return tf.math.multiply_no_nan(statistics[normaliser], count)
 
-    return {  # of no examples there are no statistics, and they add nothing
+    return {  # what nothing has a weight in adds nothing
         name: tf.math.multiply_no_nan(statistics[name], weight(name))
         for name in contribution_shapes(block)
     }

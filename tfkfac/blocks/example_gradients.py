@@ -91,8 +91,7 @@ def count_of_examples(rows: Sequence[Any], batch: tf.Tensor, weights: Sequence[U
     """How many examples the rows of all uses can be told apart into: N, or 1.
 
     Of something that is learned without examples the rows belong to all examples alike. Then the
-    sum over all stands for one draw, as in `ScaleShiftBlock` and `DiagonalBlock`. A worker that got
-    no examples of a batch has one without rows.
+    sum over all stands for one draw, as in `ScaleShiftBlock` and `DiagonalBlock`.
 
     Args:
         rows: The number of rows of each use.
@@ -100,7 +99,7 @@ def count_of_examples(rows: Sequence[Any], batch: tf.Tensor, weights: Sequence[U
         weights: What is known of the rows beforehand.
     """
     static = tf.get_static_value(batch)
-    count = greater(1, batch if static is None else int(static))
+    count = batch if static is None else int(static)
     if all(weight.of_examples for weight in weights):
         return count
     if any(weight.of_examples is False for weight in weights):
