@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -355,6 +356,27 @@ def test_a_learning_rate_is_measured_every_so_many_steps() -> None:
     assert len(set(rates[:8])) > 4
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("times", "expected"), [(10.0, 1.0), (0.5, 0.5)])
+def test_a_step_that_is_not_measured_is_no_longer_than_the_one_that_was(
+    times: float, expected: float
+) -> None:
+    """The second step has a gradient of so many times the first, and the same F̂."""
+    x, _ = _regression()
+    residual = np.random.default_rng(1).normal(size=(64, 3))
+    optimizer = tfkfac.KFAC("auto", momentum=0.0, damping=1e-2, kl_clip=None, seed=0)
+    model = _linear(optimizer)
+
+    def length_of_step(residual: np.ndarray) -> float:
+        before = model.get_weights()
+        model.train_on_batch(x, model.predict(x, verbose=0) + residual)
+        moved = [np.sum((a - b) ** 2) for a, b in zip(model.get_weights(), before, strict=True)]
+        return float(np.sqrt(sum(moved)))
+
+    first = length_of_step(residual)
+    np.testing.assert_allclose(length_of_step(times * residual), expected * first, rtol=1e-6)
+
+
 def test_a_learning_rate_is_measured_after_a_burn_in() -> None:
     optimizer = tfkfac.KFAC(damping=0.1, burn_in=4, learning_rate_update_every=1000, seed=0)
     rates = _rates(optimizer, 5)
@@ -529,4 +551,5 @@ def test_inverses_that_cost_much_are_made_less_often_early() -> None:
         model.train_on_batch(inputs, outputs)
         (block,) = optimizer.layer_collection.kronecker_blocks
         kept.append(block.inverse.kept()[0].numpy())
-    assert all(np.array_equal(each, kept[0]) for each in kept)
+    made = [not np.array_equal(*pair) for pair in itertools.pairwise(kept)]
+    assert made == [False, True, False, False, False]  # a first round of e − 1 updates, then longer

@@ -168,7 +168,7 @@ class Gathering(StepControl):
         return self._division.add_up(contributions, seen, examples)
 
     def _contributions(self, batch: Batch, variables: Sequence[Any]) -> SumsOfBlocks:
-        """What a worker's part of a batch adds to the sums over the whole; nothing, if it is empty."""
+        """What a worker's part of a batch adds to the sums over the whole; an empty one: 0."""
         examples = batch.observations[0].batch
 
         def of_some() -> SumsOfBlocks:

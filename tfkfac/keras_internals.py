@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import inspect
 import threading
@@ -227,7 +228,13 @@ def watching_losses(compiled: Any, note: Callable[..., Any]) -> Iterator[None]:
             entry.loss.notes[thread] = note
 
     def build_and_watch(y_true: Any, y_pred: Any) -> None:
-        build(y_true, y_pred)
+        # Of several losses Keras keeps the means, in variables, and a function that makes variables
+        # is traced twice. In a thread of its own nothing is being traced.
+        if tf.executing_eagerly() or tf.distribute.has_strategy():
+            build(y_true, y_pred)
+        else:
+            with concurrent.futures.ThreadPoolExecutor(1) as outside:
+                outside.submit(build, y_true, y_pred).result()
         watch()
 
     if compiled.built:

@@ -2,8 +2,9 @@
 
 Work that is done "every k updates" is done once in each round of a clock. A round is k updates
 long, but shorter early in training, when the curvature changes fastest: at update t it is
-``min(k, 1 + t / 5)`` long, and no shorter than work that costs much allows. Each block has its turn
-at its own phase of the round, so that no step does the work of all.
+``min(k, 1 + t / 5)`` long. Work that costs much sets a least length; still, before update t a round
+is no longer than 1 + t, for the averages may have become others by then. Each block has its turn at
+its own phase of the round, so that no step does the work of all.
 """
 
 from __future__ import annotations
@@ -41,14 +42,19 @@ def is_due(
 
 
 def rounds(updates: tf.Tensor, every: tf.Tensor, shortest: float | tf.Tensor = 1.0) -> tf.Tensor:
-    """The rounds that the clock has made: ∫ dt / min(every, max(shortest, 1 + t / WARM_UP))."""
+    """The rounds that the clock has made: ∫ dt over the length of a round at t.
+
+    That is ``1 + t`` up to `shortest`, then `shortest` up to ``1 + t / WARM_UP``, then that, up to
+    `every`.
+    """
     updates, every = tf.cast(updates, tf.float64), tf.cast(every, tf.float64)
     shortest = tf.clip_by_value(tf.cast(shortest, tf.float64), 1.0, every)
-    begins, grown = WARM_UP * (shortest - 1.0), WARM_UP * (every - 1.0)
-    before = tf.minimum(updates, begins) / shortest
+    reached, begins, grown = shortest - 1.0, WARM_UP * (shortest - 1.0), WARM_UP * (every - 1.0)
+    before = tf.math.log1p(tf.clip_by_value(updates, 0.0, reached))
+    level = (tf.clip_by_value(updates, reached, begins) - reached) / shortest
     growing = tf.math.log1p(tf.clip_by_value(updates, begins, grown) / WARM_UP)
     after = tf.maximum(updates - grown, 0.0) / every
-    return before + WARM_UP * (growing - tf.math.log(shortest)) + after
+    return before + level + WARM_UP * (growing - tf.math.log(shortest)) + after
 
 
 def stagger(costs: Sequence[float]) -> list[float]:

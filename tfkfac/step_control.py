@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class StepControl(AdaptiveDamping):
         """Makes what is counted."""
         super()._add_state()
         self._clipped_steps = self._add_count("clipped_steps", "int64")
+        self._measured_slope = self._add_count("measured_slope", self._control_dtype.name)
         self._stopwatch.seconds = self._add_count("curvature_seconds", "float64")
 
     # --- what callbacks ask ----------------------------------------------------------------
@@ -115,6 +117,7 @@ class StepControl(AdaptiveDamping):
         learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), model.dtype)
         momentum = tf.cast(tf.convert_to_tensor(self.momentum), model.dtype)
         looks = "damping" in self.automatic and self._can_look_again(model)
+        slope = functools.cache(lambda: model.dot(gradients, directions))
         plane = None
         if self.automatic & {"learning_rate", "momentum"}:
             due = self._plane_is_due(looks)
@@ -122,15 +125,15 @@ class StepControl(AdaptiveDamping):
             best, momentum = self._best_on(damped, learning_rate, momentum)
             learning_rate = tf.where(due, best, learning_rate)
             self._note(learning_rate, momentum)
+            if "learning_rate" in self.automatic:
+                learning_rate *= self._shortening(due, slope())
         if "momentum" in self.automatic:
             assert plane is not None
             joint = plane
             guard = self._guard(model, lambda: joint.squared_length(learning_rate, momentum))
             momentum *= guard  # of two numbers that only together make a good step
         else:
-            guard = self._guard(
-                model, lambda: tf.square(learning_rate) * model.dot(gradients, directions)
-            )
+            guard = self._guard(model, lambda: tf.square(learning_rate) * slope())
         scale = guard * learning_rate
 
         def move(directions: Sequence[Any]) -> None:
@@ -218,6 +221,22 @@ class StepControl(AdaptiveDamping):
             self._learning_rate.assign(tf.cast(learning_rate, self._learning_rate.dtype))
         if "momentum" in self.automatic:
             StepControl.momentum.record(self, momentum)
+
+    def _shortening(self, due: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
+        """√(pᵀg then / pᵀg now), at most 1, for a step whose α was measured at an earlier one.
+
+        An α that is measured is ``pᵀg / pᵀFp``, so ``α·pᵀg`` is the squared length of its step in
+        the metric of F. No step that is not measured is longer than the measured one before it.
+
+        Args:
+            due: Whether α is measured in this step.
+            slope: pᵀg.
+        """
+        slope = tf.cast(slope, self._measured_slope.dtype)
+        then = tf.where(due, slope, self._measured_slope)
+        self._measured_slope.assign(then)
+        ratio = tf.sqrt(tf.math.divide_no_nan(then, tf.maximum(slope, then)))
+        return tf.cast(ratio, self._control_dtype)
 
     def _guard(self, model: LocalModel, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
         """ν, which bounds a step of this squared length in the metric of the Fisher."""
