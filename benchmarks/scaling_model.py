@@ -1,0 +1,284 @@
+"""What a step would take on 1 to 4096 workers, for what does not fit on a desk.
+
+From shapes alone: the work of a step (`LayerCollection.cost`), who does what (the same greedy
+assignment on the same grid that training uses), what is sent (`tfkfac.traffic`), and some numbers
+of a machine. Nothing overlaps, and a collective has the hops of a ring or of a tree:
+
+    step = passes + statistics + slowest worker's inverses + slowest worker's preconditioning
+           + Σ over exchanges (most bytes that a worker sends / bandwidth + hops · latency)
+
+An inverse of d rows takes its operations at the rate of `--inverse-flops`, and d times
+`--inverse-latency`, for a factorisation goes through its columns one after the other: that is what
+many small inverses cost on a GPU.
+
+    python -m benchmarks.scaling_model --output docs/results/scaling
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import rich.console
+import rich.progress
+import rich.table
+from matplotlib.figure import Figure
+
+import tfkfac
+from benchmarks.machine import description
+from tfkfac.blocks import CurvatureBlock, KroneckerBlock
+from tfkfac.cost import StepCost, block_costs
+from tfkfac.distribution.placement import divisors
+from tfkfac.roles import Roles
+from tfkfac.traffic import predict
+
+PLACEMENTS = ("comm_opt", "hybrid", "mem_opt")
+WORKERS = tuple(2**power for power in range(13))
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """One worker, and what is between workers.
+
+    The defaults are those of a GPU of 2017 (V100) in nodes of four with two links of 12.5 GB/s.
+
+    Attributes:
+        flops: Operations a second, in passes and products.
+        inverse_flops: Operations a second, in inverses.
+        inverse_latency: Seconds that an inverse takes for each of its rows beside its operations.
+        bandwidth: Bytes a second, into and out of a worker.
+        latency: Seconds of a hop.
+        tree: Whether collectives are trees, of logarithmic depth, instead of rings.
+    """
+
+    flops: float = 8e12
+    inverse_flops: float = 2e12
+    inverse_latency: float = 1e-5
+    bandwidth: float = 6.25e9
+    latency: float = 1e-5
+    tree: bool = False
+
+    def hops(self, members: int) -> int:
+        """Of something that every one of so many workers gets from every other."""
+        return math.ceil(math.log2(members)) if self.tree else members - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How often factors and inverses are made, in steps."""
+
+    factors: int = 10
+    inverses: int = 20
+
+
+class Model:
+    """The blocks of a network and their work.
+
+    Args:
+        network: A built Keras model.
+        batch_size: Examples of each worker.
+    """
+
+    def __init__(self, network: keras.Model, batch_size: int) -> None:
+        self.blocks = list(tfkfac.LayerCollection.scan(network))
+        self.curved = [block for block in self.blocks if isinstance(block, CurvatureBlock)]
+        self.costs = block_costs(self.blocks, batch_size)
+        self.total = sum(self.costs.values(), StepCost())
+
+    def seconds(
+        self, workers: int, placement: str | float, machine: Machine, schedule: Schedule
+    ) -> dict[str, float]:
+        """Seconds of a mean step, by stage, and ``bytes``, the most that a worker keeps.
+
+        Args:
+            workers: W.
+            placement: As for KFAC.
+            machine: Rates.
+            schedule: Of factors and inverses.
+        """
+        roles = Roles(self.curved, workers, placement)
+        traffic = predict(self.blocks, roles)
+        inverses, products = [0.0] * workers, [0.0] * workers
+        everywhere = 0.0
+        for block in self.curved:
+            cost = self.costs.get(id(block), StepCost())
+            owner = roles.owner_of(block)
+            inverses[owner] += _inverse_seconds(block, cost, machine)
+            if roles.all_precondition(block):
+                everywhere += cost.precondition
+                continue
+            for worker in roles.placement.gradient_workers(roles.position_of(block)):
+                products[worker] += cost.precondition
+        grid = roles.placement.grid
+
+        def sending(sent: Sequence[float], hops: int) -> float:
+            return max(sent) / machine.bandwidth + hops * machine.latency if max(sent) else 0.0
+
+        statistics = (self.total.extra_backward + self.total.factors) / machine.flops
+        everyone = machine.hops(workers)
+        return {
+            "passes": self.total.sgd / machine.flops,
+            "statistics": statistics / schedule.factors,
+            "inverses": max(inverses) / schedule.inverses,
+            "preconditioning": (everywhere + max(products)) / machine.flops,
+            "sending gradients": sending(traffic.gradients, 2 * everyone),
+            "sending statistics": sending(traffic.statistics, everyone) / schedule.factors,
+            "sending inverses": sending(traffic.inverses, machine.hops(grid.rows))
+            / schedule.inverses,
+            "sending directions": sending(traffic.directions, machine.hops(grid.columns)),
+            "bytes": max(traffic.kept),
+        }
+
+
+def _inverse_seconds(block: CurvatureBlock, cost: StepCost, machine: Machine) -> float:
+    if not isinstance(block, KroneckerBlock) or not block.refresh_cost:
+        return 0.0
+    rows = sum(shape[-1] for shape in block.factor_shapes.values() if len(shape) > 1)
+    return cost.inverses / machine.inverse_flops + rows * machine.inverse_latency
+
+
+def total(stages: dict[str, float]) -> float:
+    """Seconds of a step."""
+    return sum(seconds for stage, seconds in stages.items() if stage != "bytes")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, predicts, and writes a table, JSON and a picture."""
+    chosen = _parser().parse_args(arguments)
+    machine = Machine(
+        chosen.flops,
+        chosen.inverse_flops,
+        chosen.inverse_latency,
+        chosen.bandwidth,
+        chosen.latency,
+        chosen.tree,
+    )
+    schedule = Schedule(chosen.factor_update_every, chosen.inverse_update_every)
+    network = getattr(keras.applications, chosen.model)(weights=None)
+    model = Model(network, chosen.batch_size)
+    worlds = [(w, p) for w in chosen.workers for p in chosen.placements]
+    placements = [(chosen.trade_off, 1 / d) for d in divisors(chosen.trade_off)]
+    predicted = {
+        pair: model.seconds(*pair, machine, schedule)
+        for pair in rich.progress.track(worlds + placements, "Predicting", transient=True)
+    }
+    print_table(chosen, predicted)
+    rows = [{"workers": w, "placement": p, **stages} for (w, p), stages in predicted.items()]
+    report: dict[str, Any] = {
+        "model": chosen.model,
+        "batch_size": chosen.batch_size,
+        "machine": dataclasses.asdict(machine),
+        "schedule": dataclasses.asdict(schedule),
+        "made_with": description(),
+        "predicted": rows,
+    }
+    chosen.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(chosen, predicted, chosen.output.with_suffix(".png"))
+    print(f"Written: {chosen.output}.json and .png")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling_model", description=(__doc__ or "").split("\n")[0]
+    )
+    rates = Machine()
+    parser.add_argument("--model", default="ResNet50", help="of keras.applications")
+    parser.add_argument("--batch-size", type=int, default=32, help="of each worker")
+    parser.add_argument("--flops", type=float, default=rates.flops)
+    parser.add_argument("--inverse-flops", type=float, default=rates.inverse_flops)
+    parser.add_argument("--inverse-latency", type=float, default=rates.inverse_latency)
+    parser.add_argument("--bandwidth", type=float, default=rates.bandwidth, help="bytes a second")
+    parser.add_argument("--latency", type=float, default=rates.latency, help="seconds of a hop")
+    parser.add_argument("--tree", action="store_true", help="collectives of logarithmic depth")
+    parser.add_argument("--factor-update-every", type=int, default=1)
+    parser.add_argument("--inverse-update-every", type=int, default=1)
+    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
+    parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS), choices=PLACEMENTS)
+    parser.add_argument("--trade-off", type=int, default=64, help="workers with every fraction")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("scaling"))
+    return parser
+
+
+def print_table(
+    chosen: argparse.Namespace, predicted: dict[tuple[int, Any], dict[str, float]]
+) -> None:
+    """Milliseconds a step, and megabytes that the fullest worker keeps."""
+    table = rich.table.Table(title=f"{chosen.model}, {chosen.batch_size} examples a worker")
+    table.add_column("Workers", justify="right")
+    for placement in chosen.placements:
+        table.add_column(f"{placement}: ms", justify="right")
+        table.add_column("MB", justify="right")
+    for workers in chosen.workers:
+        cells = [str(workers)]
+        for placement in chosen.placements:
+            stages = predicted[workers, placement]
+            cells.append(f"{1e3 * total(stages):,.1f}")
+            cells.append(f"{stages['bytes'] / 2**20:,.0f}")
+        table.add_row(*cells)
+    rich.console.Console().print(table)
+    for placement in chosen.placements:
+        times = {w: total(predicted[w, placement]) for w in chosen.workers}
+        best = min(chosen.workers, key=lambda w: times[w])
+        close = [w for w in chosen.workers if times[w] <= 1.05 * times[best]]
+        print(
+            f"{placement}: shortest step with {best} workers, within 5 % of it with "
+            f"{min(close)} to {max(close)}"
+        )
+
+
+def draw(
+    chosen: argparse.Namespace,
+    predicted: dict[tuple[int, Any], dict[str, float]],
+    path: pathlib.Path,
+) -> None:
+    """Steps against workers; stages; and the trade-off between memory and time."""
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    steps, stages, trade = figure.subplots(1, 3)
+    for placement in chosen.placements:
+        times = [1e3 * total(predicted[w, placement]) for w in chosen.workers]
+        steps.plot(chosen.workers, times, marker="o", markersize=3, label=placement)
+    steps.set(xscale="log", yscale="log", xlabel="workers", ylabel="ms a step", title="Step")
+    steps.set_xscale("log", base=2)
+    steps.legend()
+
+    of_one = [predicted[w, chosen.placements[0]] for w in chosen.workers]
+    names = [name for name in of_one[0] if name != "bytes"]
+    stages.stackplot(
+        chosen.workers, [[1e3 * each[name] for each in of_one] for name in names], labels=names
+    )
+    stages.set_xscale("log", base=2)
+    stages.set(xlabel="workers", ylabel="ms a step", title=f"Stages, {chosen.placements[0]}")
+    stages.legend(fontsize="small")
+
+    for divisor in divisors(chosen.trade_off):
+        each = predicted[chosen.trade_off, 1 / divisor]
+        megabytes, milliseconds = each["bytes"] / 2**20, 1e3 * total(each)
+        trade.plot(megabytes, milliseconds, "o", color="tab:blue")
+        trade.annotate(
+            f"f = 1/{divisor}" if divisor > 1 else "f = 1",
+            (megabytes, milliseconds),
+            textcoords="offset points",
+            xytext=(6, 4),
+        )
+    trade.set(
+        xlabel="factors and inverses that the fullest worker keeps, MB",
+        ylabel="ms a step",
+        title=f"Fractions, {chosen.trade_off} workers",
+    )
+    trade.margins(0.15)
+    every = chosen.factor_update_every, chosen.inverse_update_every
+    figure.suptitle(
+        f"{chosen.model}, {chosen.batch_size} examples a worker, factors every {every[0]} steps, "
+        f"inverses every {every[1]}: predicted"
+    )
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
