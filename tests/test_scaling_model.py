@@ -7,6 +7,7 @@ import pathlib
 
 import keras
 import pytest
+
 from benchmarks.scaling_model import Machine, Model, Schedule, main, total
 
 MACHINE = Machine(flops=1e9, inverse_flops=1e8, inverse_latency=1e-5, bandwidth=1e6, latency=1e-3)
@@ -59,7 +60,7 @@ def test_the_command_writes_numbers_and_a_picture(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "scaling"
-    arguments = "--model MobileNet --workers 1 2 --trade-off 4 --output".split()
+    arguments = ["--model", "MobileNet", "--workers", "1", "2", "--trade-off", "4", "--output"]
     main([*arguments, str(output)])
     report = json.loads(output.with_suffix(".json").read_text())
     assert [row["placement"] for row in report["predicted"][-3:]] == [1.0, 0.5, 0.25]
