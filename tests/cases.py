@@ -157,7 +157,7 @@ def _two_headed() -> keras.Model:
     masked = keras.layers.Embedding(7, 3, mask_zero=True)(tokens)
     states = keras.layers.GRU(4, return_sequences=True)(masked)
     labels = keras.layers.Dense(4)(states)
-    number = keras.layers.Dense(1)(keras.layers.GRU(3)(states))
+    number = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(states))
     return keras.Model(tokens, [labels, number])
 
 

@@ -16,8 +16,16 @@ import tfkfac
 FAST = ("automatic", "one-example", "mean-by-weights", "accumulation-automatic", "masks")
 """Cases that are run always; the others are slow tests."""
 
-FOUR = ("uneven", "one-example", "two-losses", "ekfac")
-"""Cases for four replicas."""
+FOUR = [
+    ("uneven", "comm_opt"),
+    ("one-example", "comm_opt"),
+    ("one-example", "hybrid"),
+    ("two-losses", "hybrid"),
+    ("ekfac", "hybrid"),
+    ("one-example", 0.25),
+    ("convolutions", 0.25),
+]
+"""Cases and placements for four replicas."""
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:
@@ -41,8 +49,7 @@ def test_two_replicas_make_the_steps_of_one_device(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["comm_opt", "hybrid", 0.25])
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize(("name", "placement"), FOUR)
 @pytest.mark.usefixtures("float64")
 def test_four_replicas_make_the_steps_of_one_device(name: str, placement: str | float) -> None:
     with mirrored(4).scope():
