@@ -198,6 +198,25 @@ def test_training_never_retraces_after_the_first_epoch(steps_per_execution: int)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+def test_a_model_of_several_losses_is_traced_once() -> None:
+    """Keras makes the means of the losses while it traces: the graph would be made twice."""
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(3)(inputs), keras.layers.Dense(2)(inputs)]
+    traces = []
+
+    class Counted(keras.Model):
+        def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+            traces.append(data)
+            return super().train_step(data)
+
+    model = Counted(inputs, outputs)
+    model.compile(optimizer=models.kfac(), loss=["mse", "mse"])
+    x = np.ones((BATCH, 4), "float32")
+    logs = model.fit(x, [x[:, :3], x[:, :2]], batch_size=BATCH, verbose=0).history
+    assert len(traces) == 1
+    assert len(logs) == 3  # the loss and its two parts
+
+
 def _operations(graph: Any) -> Iterator[tuple[str, str, bool]]:
     """(name, type, whether its result is used) of every operation, branches included."""
     definition = graph.as_graph_def()
