@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -16,6 +17,22 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )  # for MirroredStrategy
+
+
+_STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--within``, for runs that must end in time."""
+    told = "skip tests that would begin later than so many seconds after the start"
+    parser.addoption("--within", type=float, metavar="SECONDS", help=told)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what would begin too late, and says so."""
+    limit = item.config.getoption("--within")
+    if limit is not None and time.monotonic() - _STARTED > limit:
+        pytest.skip(f"no time left, --within {limit:g}")
 
 
 @pytest.fixture

@@ -28,7 +28,10 @@ def _attention(kind: str) -> keras.Model:
     return keras.Model(tokens, layers.Dense(20)(hidden))
 
 
-@pytest.mark.parametrize("kind", ["multi-head", "causal", "grouped"])
+@pytest.mark.parametrize(
+    "kind",
+    ["multi-head", *(pytest.param(k, marks=pytest.mark.slow) for k in ("causal", "grouped"))],
+)
 def test_attention_trains_alike_in_every_mode(kind: str) -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 20, size=(16, 7))

@@ -268,8 +268,14 @@ def test_layers_in_a_cell_fall_back_with_a_reason(run_eagerly: bool) -> None:
     assert sorted(kinds) == ["Dense", "diagonal", "diagonal"]
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
-@pytest.mark.parametrize("recurrent", ["independent", "lggm_symmetric", "lggm_limit"])
+@pytest.mark.parametrize(
+    ("recurrent", "method"),
+    [
+        pytest.param(recurrent, method, marks=() if at == other else pytest.mark.slow)
+        for at, recurrent in enumerate(["independent", "lggm_symmetric", "lggm_limit"])
+        for other, method in enumerate(["cholesky", "eigen", "ekfac"])
+    ],
+)
 def test_a_first_batch_of_masked_steps_alone_does_no_harm(recurrent: str, method: str) -> None:
     """There were no uses: neither curvature nor its inverse exists yet."""
     stack = [layers.Embedding(200, 5, mask_zero=True), layers.GRU(4), layers.Dense(3)]

@@ -53,6 +53,7 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOP)
 def test_a_loop_of_ones_own(name: str, loops: pathlib.Path) -> None:
     for index in range(2):
