@@ -32,7 +32,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what would begin too late, and says so."""
     limit = item.config.getoption("--within")
     if limit is not None and time.monotonic() - _STARTED > limit:
-        pytest.skip(f"no time left, --within {limit:g}")
+        pytest.skip(f"no time left for {item.nodeid} (--within {limit:g})")
 
 
 @pytest.fixture
