@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -26,11 +26,13 @@ class Ranks(Workers):
 
     keep_all_alike = False
 
+    _process_sets: ClassVar[dict[tuple[int, ...], Any]] = {}
+    """Of all optimizers together: Horovod refuses a second set of the same ranks."""
+
     def __init__(self, horovod: Any) -> None:
         self._horovod = horovod
         self.number = self.repeats = int(horovod.size())
         self._rank = int(horovod.rank())
-        self._process_sets: dict[tuple[int, ...], Any] = {}
         self._counts: weakref.WeakKeyDictionary[Any, Iterator[int]] = weakref.WeakKeyDictionary()
         self._eager_count = itertools.count()
         with tf.init_scope():
@@ -112,6 +114,7 @@ class Ranks(Workers):
         collected: list[tf.Tensor | None] = [None] * self.number
         group = next(group for group in groups if self._rank in group)
         if len(group) == 1 or not any(sizes[rank] for rank in group):
+            self._next_number()  # for the other groups, who exchange something, count it
             collected[self._rank] = vectors
             return collected
         options = {} if len(group) == self.number else {"process_set": self._process_sets[group]}
