@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 import tfkfac
 from benchmarks.machine import description
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock
-from tfkfac.cost import StepCost, block_costs
+from tfkfac.cost import StepCost, WorkSchedule, block_costs, total
 from tfkfac.distribution.placement import divisors
 from tfkfac.roles import Roles
 from tfkfac.traffic import predict
@@ -70,37 +70,47 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How often factors and inverses are made, in steps."""
+class Prediction:
+    """A mean step.
 
-    factors: int = 10
-    inverses: int = 20
+    Attributes:
+        stages: Name → seconds.
+        kept: Bytes of factors and inverses on the worker that keeps the most.
+    """
+
+    stages: dict[str, float]
+    kept: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return sum(self.stages.values())
 
 
-class Model:
+class Network:
     """The blocks of a network and their work.
 
     Args:
-        network: A built Keras model.
+        model: A built Keras model.
         batch_size: Examples of each worker.
     """
 
-    def __init__(self, network: keras.Model, batch_size: int) -> None:
-        self.blocks = list(tfkfac.LayerCollection.scan(network))
+    def __init__(self, model: keras.Model, batch_size: int) -> None:
+        self.blocks = list(tfkfac.LayerCollection.scan(model))
         self.curved = [block for block in self.blocks if isinstance(block, CurvatureBlock)]
         self.costs = block_costs(self.blocks, batch_size)
-        self.total = sum(self.costs.values(), StepCost())
+        self.total = total(self.costs.values())
 
-    def seconds(
-        self, workers: int, placement: str | float, machine: Machine, schedule: Schedule
-    ) -> dict[str, float]:
-        """Seconds of a mean step, by stage, and ``bytes``, the most that a worker keeps.
+    def step(
+        self, workers: int, placement: str | float, machine: Machine, schedule: WorkSchedule
+    ) -> Prediction:
+        """Predicts a step of numbers alone: nothing that is "auto" is measured.
 
         Args:
             workers: W.
             placement: As for KFAC.
             machine: Rates.
-            schedule: Of factors and inverses.
+            schedule: How often factors and inverses are made.
         """
         roles = Roles(self.curved, workers, placement)
         traffic = predict(self.blocks, roles)
@@ -122,18 +132,19 @@ class Model:
 
         statistics = (self.total.extra_backward + self.total.factors) / machine.flops
         everyone = machine.hops(workers)
-        return {
+        stages = {
             "passes": self.total.sgd / machine.flops,
-            "statistics": statistics / schedule.factors,
-            "inverses": max(inverses) / schedule.inverses,
+            "statistics": statistics / schedule.factor_update_every,
+            "inverses": max(inverses) / schedule.inverse_update_every,
             "preconditioning": (everywhere + max(products)) / machine.flops,
             "sending gradients": sending(traffic.gradients, 2 * everyone),
-            "sending statistics": sending(traffic.statistics, everyone) / schedule.factors,
+            "sending statistics": sending(traffic.statistics, everyone)
+            / schedule.factor_update_every,
             "sending inverses": sending(traffic.inverses, machine.hops(grid.rows))
-            / schedule.inverses,
+            / schedule.inverse_update_every,
             "sending directions": sending(traffic.directions, machine.hops(grid.columns)),
-            "bytes": max(traffic.kept),
         }
+        return Prediction(stages, max(traffic.kept))
 
 
 def _inverse_seconds(block: CurvatureBlock, cost: StepCost, machine: Machine) -> float:
@@ -141,11 +152,6 @@ def _inverse_seconds(block: CurvatureBlock, cost: StepCost, machine: Machine) ->
         return 0.0
     rows = sum(shape[-1] for shape in block.factor_shapes.values() if len(shape) > 1)
     return cost.inverses / machine.inverse_flops + rows * machine.inverse_latency
-
-
-def total(stages: dict[str, float]) -> float:
-    """Seconds of a step."""
-    return sum(seconds for stage, seconds in stages.items() if stage != "bytes")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,22 +165,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.latency,
         chosen.tree,
     )
-    schedule = Schedule(chosen.factor_update_every, chosen.inverse_update_every)
-    network = getattr(keras.applications, chosen.model)(weights=None)
-    model = Model(network, chosen.batch_size)
+    schedule = WorkSchedule(chosen.factor_update_every, chosen.inverse_update_every)
+    model = getattr(keras.applications, chosen.model)(weights=None)
+    network = Network(model, chosen.batch_size)
     worlds = [(w, p) for w in chosen.workers for p in chosen.placements]
     placements = [(chosen.trade_off, 1 / d) for d in divisors(chosen.trade_off)]
     predicted = {
-        pair: model.seconds(*pair, machine, schedule)
-        for pair in rich.progress.track(worlds + placements, "Predicting", transient=True)
+        (workers, placement): network.step(workers, placement, machine, schedule)
+        for workers, placement in rich.progress.track(
+            worlds + placements, "Predicting", transient=True
+        )
     }
     print_table(chosen, predicted)
-    rows = [{"workers": w, "placement": p, **stages} for (w, p), stages in predicted.items()]
+    rows = [
+        {"workers": w, "placement": p, **dataclasses.asdict(step)}
+        for (w, p), step in predicted.items()
+    ]
     report: dict[str, Any] = {
         "model": chosen.model,
         "batch_size": chosen.batch_size,
         "machine": dataclasses.asdict(machine),
-        "schedule": dataclasses.asdict(schedule),
+        "factor_update_every": schedule.factor_update_every,
+        "inverse_update_every": schedule.inverse_update_every,
         "made_with": description(),
         "predicted": rows,
     }
@@ -205,9 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def print_table(
-    chosen: argparse.Namespace, predicted: dict[tuple[int, Any], dict[str, float]]
-) -> None:
+def print_table(chosen: argparse.Namespace, predicted: dict[tuple[int, Any], Prediction]) -> None:
     """Milliseconds a step, and megabytes that the fullest worker keeps."""
     table = rich.table.Table(title=f"{chosen.model}, {chosen.batch_size} examples a worker")
     table.add_column("Workers", justify="right")
@@ -217,13 +227,13 @@ def print_table(
     for workers in chosen.workers:
         cells = [str(workers)]
         for placement in chosen.placements:
-            stages = predicted[workers, placement]
-            cells.append(f"{1e3 * total(stages):,.1f}")
-            cells.append(f"{stages['bytes'] / 2**20:,.0f}")
+            step = predicted[workers, placement]
+            cells.append(f"{1e3 * step.seconds:,.1f}")
+            cells.append(f"{step.kept / 2**20:,.0f}")
         table.add_row(*cells)
     rich.console.Console().print(table)
     for placement in chosen.placements:
-        times = {w: total(predicted[w, placement]) for w in chosen.workers}
+        times = {w: predicted[w, placement].seconds for w in chosen.workers}
         best = min(chosen.workers, key=lambda w: times[w])
         close = [w for w in chosen.workers if times[w] <= 1.05 * times[best]]
         print(
@@ -234,31 +244,29 @@ def print_table(
 
 def draw(
     chosen: argparse.Namespace,
-    predicted: dict[tuple[int, Any], dict[str, float]],
+    predicted: dict[tuple[int, Any], Prediction],
     path: pathlib.Path,
 ) -> None:
     """Steps against workers; stages; and the trade-off between memory and time."""
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     steps, stages, trade = figure.subplots(1, 3)
     for placement in chosen.placements:
-        times = [1e3 * total(predicted[w, placement]) for w in chosen.workers]
+        times = [1e3 * predicted[w, placement].seconds for w in chosen.workers]
         steps.plot(chosen.workers, times, marker="o", markersize=3, label=placement)
     steps.set(xscale="log", yscale="log", xlabel="workers", ylabel="ms a step", title="Step")
     steps.set_xscale("log", base=2)
     steps.legend()
 
-    of_one = [predicted[w, chosen.placements[0]] for w in chosen.workers]
-    names = [name for name in of_one[0] if name != "bytes"]
-    stages.stackplot(
-        chosen.workers, [[1e3 * each[name] for each in of_one] for name in names], labels=names
-    )
+    of_one = [predicted[w, chosen.placements[0]].stages for w in chosen.workers]
+    heights = {name: [1e3 * each[name] for each in of_one] for name in of_one[0]}
+    stages.stackplot(chosen.workers, list(heights.values()), labels=list(heights))
     stages.set_xscale("log", base=2)
     stages.set(xlabel="workers", ylabel="ms a step", title=f"Stages, {chosen.placements[0]}")
     stages.legend(fontsize="small")
 
     for divisor in divisors(chosen.trade_off):
         each = predicted[chosen.trade_off, 1 / divisor]
-        megabytes, milliseconds = each["bytes"] / 2**20, 1e3 * total(each)
+        megabytes, milliseconds = each.kept / 2**20, 1e3 * each.seconds
         trade.plot(megabytes, milliseconds, "o", color="tab:blue")
         trade.annotate(
             f"f = 1/{divisor}" if divisor > 1 else "f = 1",

@@ -127,6 +127,18 @@ def _convolutional() -> keras.Model:
     )
 
 
+def _convolutional_alone() -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.layers.Conv2D(3, 3, activation="tanh"),
+            keras.layers.LayerNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(4),
+        ]
+    )
+
+
 def _sequences() -> tuple[Any, ...]:
     lengths = _classes(24, below=4)[:, None] + 1
     tokens = _classes(24, 5, below=6, seed=3) + 1
@@ -157,7 +169,7 @@ def _two_headed() -> keras.Model:
     masked = keras.layers.Embedding(7, 3, mask_zero=True)(tokens)
     states = keras.layers.GRU(4, return_sequences=True)(masked)
     labels = keras.layers.Dense(4)(states)
-    number = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(states))
+    number = keras.layers.Dense(1)(keras.layers.GRU(3)(states))
     return keras.Model(tokens, [labels, number])
 
 
@@ -198,10 +210,14 @@ CASES = {
         {"use_ema": True, "ema_overwrite_frequency": 5, "weight_decay": 0.01},
     ),
     "convolutions": Case(
-        # No worker of four is without examples: TensorFlow's CPU kernels do not work for those.
+        # No worker of four is without examples: TensorFlow's gradient of a depthwise kernel is
+        # whatever was in memory then.
         _convolutional,
         lambda: (_numbers(31, 6, 6, 2), _classes(31)),
         _classify(),
+    ),
+    "convolutions-one-example": Case(
+        _convolutional_alone, lambda: (_numbers(25, 6, 6, 2), _classes(25)), _classify()
     ),
     "masks": Case(_recurrent, _sequences, _classify()),
     "chains": Case(_recurrent, _sequences, _classify(), {"recurrent": "lggm_symmetric"}),

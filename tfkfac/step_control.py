@@ -125,7 +125,7 @@ class StepControl(AdaptiveDamping):
             best, momentum = self._best_on(damped, learning_rate, momentum)
             learning_rate = tf.where(due, best, learning_rate)
             self._note(learning_rate, momentum)
-            if "learning_rate" in self.automatic:
+            if "momentum" not in self.automatic:  # with which α is measured in every step
                 learning_rate *= self._shortening(due, slope())
         if "momentum" in self.automatic:
             assert plane is not None

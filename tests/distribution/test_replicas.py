@@ -16,16 +16,8 @@ import tfkfac
 FAST = ("automatic", "one-example", "mean-by-weights", "accumulation-automatic", "masks")
 """Cases that are run always; the others are slow tests."""
 
-FOUR = [
-    ("uneven", "comm_opt"),
-    ("one-example", "comm_opt"),
-    ("one-example", "hybrid"),
-    ("two-losses", "hybrid"),
-    ("ekfac", "hybrid"),
-    ("one-example", 0.25),
-    ("convolutions", 0.25),
-]
-"""Cases and placements for four replicas."""
+FOUR = ("uneven", "one-example", "two-losses", "ekfac", "convolutions-one-example")
+"""Cases for four replicas."""
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:
@@ -49,12 +41,23 @@ def test_two_replicas_make_the_steps_of_one_device(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "placement"), FOUR)
+@pytest.mark.parametrize("placement", ["comm_opt", "hybrid", 0.25])
+@pytest.mark.parametrize("name", FOUR)
 @pytest.mark.usefixtures("float64")
 def test_four_replicas_make_the_steps_of_one_device(name: str, placement: str | float) -> None:
     with mirrored(4).scope():
         weights, _ = train(placed(name, placement))
     assert_as_alone(name, weights)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_worker_without_examples_adds_nothing_to_the_squares_of_ekfac() -> None:
+    case = CASES["one-example"]  # in the last batch
+    case = dataclasses.replace(case, arguments={**case.arguments, "method": "ekfac"})
+    alone, _ = train(case)
+    with mirrored(2).scope():
+        together, _ = train(case)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-12 * np.abs(alone).max())
 
 
 @pytest.mark.usefixtures("float64")

@@ -4,8 +4,9 @@ A block turns what was recorded of its layers (inputs a, backpropagated g) into 
 gradient into a preconditioned one. It knows no Keras layer and no communication.
 """
 
-from tfkfac.blocks.block import Block, CurvatureBlock
+from tfkfac.blocks.block import Block
 from tfkfac.blocks.conv import ConvBlock
+from tfkfac.blocks.curvature_block import CurvatureBlock
 from tfkfac.blocks.dense import DenseBlock
 from tfkfac.blocks.diagonal import DiagonalBlock
 from tfkfac.blocks.einsum import EinsumDenseBlock

@@ -10,7 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac.averages import AddVariable
-from tfkfac.blocks.block import ALL, Kept, slots
+from tfkfac.blocks.block import ALL, Kept
+from tfkfac.blocks.curvature_block import slots
 from tfkfac.blocks.rows import RowsByExample
 from tfkfac.blocks.use import Use, UseWeights
 from tfkfac.factor_forms import DENSE, FactorForm, form_of

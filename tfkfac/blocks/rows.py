@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import CurvatureBlock
+from tfkfac.blocks.curvature_block import CurvatureBlock
 from tfkfac.blocks.example_gradients import RowsOfUse, count_of_examples, length, sum_of_squares
 from tfkfac.blocks.use import Use, UseWeights
 from tfkfac.factors import KroneckerInverse

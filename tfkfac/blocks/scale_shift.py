@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.block import CurvatureBlock
+from tfkfac.blocks.curvature_block import CurvatureBlock
 from tfkfac.blocks.use import Use, UseWeights
 
 
