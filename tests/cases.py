@@ -195,6 +195,12 @@ CASES = {
     "accumulation": Case(
         _dense, _examples(24), _classify(), {**_NUMBERS, "gradient_accumulation_steps": 3}
     ),
+    "accumulation-exact": Case(
+        _dense,
+        _examples(24),
+        _classify(),
+        {**_NUMBERS, "gradient_accumulation_steps": 3, "fisher": "exact"},
+    ),
     "accumulation-automatic": Case(
         _dense, _examples(27), _classify(), {"gradient_accumulation_steps": 2}
     ),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import RecurrentBlock
@@ -90,8 +91,28 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
+        wrapping = getattr(model, "optimizer", None)
+        if wrapping is not self and getattr(wrapping, "inner_optimizer", None) is self:
+            self._decide_together(wrapping)
         if has_replicas(model.distribute_strategy):
             self._build_early()
+
+    def _decide_together(self, scaling: Any) -> None:
+        """Lets all workers skip a step whose scaled gradients are not finite for one of them.
+
+        Args:
+            scaling: The ``keras.optimizers.LossScaleOptimizer`` around this one, which takes
+                gradients for those of all workers.
+        """
+
+        def check_finite(gradients: Sequence[Any]) -> tf.Tensor:
+            finite = type(scaling).check_finite(scaling, gradients)
+            if self.workers.number == 1:
+                return finite
+            of_all = self.workers.exchange(tf.cast(finite, tf.float32)[None])
+            return tf.reduce_all(of_all > 0)
+
+        scaling.check_finite = check_finite
 
     def detach(self) -> None:
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""

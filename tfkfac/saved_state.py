@@ -30,8 +30,9 @@ class SavedState(KeptState):
     """The part of KFAC that knows how its state lies in a file.
 
     The layout is that of one worker that has everything: the variables one after the other. Ranks
-    of Horovod have parts of it. Writing a file never communicates, or rank 0 could not do it alone;
-    so all ranks `gather_state` before.
+    of Horovod have parts of it, and of sums over micro-batches every worker has its own, which are
+    added up. Writing a file never communicates, or rank 0 could not do it alone; so all processes
+    `gather_state` before.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -49,20 +50,19 @@ class SavedState(KeptState):
 
         To be called by all of them; `tfkfac.callbacks.GatherState` does.
         """
-        if self.workers.keep_all_alike:
+        if self.workers.number == 1:
             return
-        sums = {id(variable) for variable in self._partial_sums}
         own = {
-            at: variable.numpy()
+            at: self._value_here(variable)
             for at, (_, variable) in enumerate(self._slots())
-            if variable is not None and (at >= len(self._common_variables) or id(variable) in sums)
+            if variable is not None and self._is_of_a_worker(at, variable)
         }
         gathered: dict[int, np.ndarray] = {}
         for of_worker in self.workers.tell_all(own):
             for at, value in of_worker.items():
                 is_sum = at in gathered and at < len(self._common_variables)
                 gathered[at] = gathered[at] + value if is_sum else value
-        if self.workers.here() == 0:
+        if self.workers.here() == 0:  # in every process of tf.distribute
             self._gathered = _Gathered(gathered, int(self._iterations.numpy()))
 
     def save_own_variables(self, store: Any) -> None:
@@ -78,7 +78,7 @@ class SavedState(KeptState):
             if at in gathered:
                 store[str(at)] = gathered[at]
             elif variable is not None:
-                store[str(at)] = variable.numpy()
+                store[str(at)] = self._value_here(variable)
             else:
                 missing.append(at)
         if missing:
@@ -118,13 +118,28 @@ class SavedState(KeptState):
                 + (f"; {wrong[0]}" if wrong else "")
                 + ". Load it into the same model, compiled with a KFAC of the same arguments."
             )
-        sums = {id(variable) for variable in self._partial_sums}
         for at, (_, variable) in enumerate(slots):
             if variable is not None and str(at) in keys:
                 value = np.asarray(store[str(at)])
-                if id(variable) in sums and self.workers.here() > 0:
-                    value = np.zeros_like(value)
-                variable.assign(value)
+                if self._is_sum(variable):
+                    self.workers.share(variable, value)
+                else:
+                    variable.assign(value)
+
+    def _is_sum(self, variable: Any) -> bool:
+        """Whether every worker has summands of its own."""
+        return any(variable is each for each in self._partial_sums)
+
+    def _is_of_a_worker(self, at: int, variable: Any) -> bool:
+        """Whether workers have something else there, or nothing."""
+        of_block = at >= len(self._common_variables) and not self.workers.keep_all_alike
+        return of_block or self._is_sum(variable)
+
+    def _value_here(self, variable: Any) -> np.ndarray:
+        """What the workers of this process have together."""
+        if self._is_sum(variable):
+            return sum(copy.numpy() for copy in self.workers.copies_here(variable))
+        return variable.numpy()
 
     def _slots(self) -> Iterator[tuple[tuple[int, ...], Any]]:
         """Shape of every variable of the layout, with the variable, None where it is not here."""

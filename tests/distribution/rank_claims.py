@@ -31,6 +31,7 @@ def main(folder: str) -> None:
         "unequal models": unequal_models,
         "wrapped": wrapped,
         "nan": nan,
+        "scaled": scaled,
         "memory": memory,
         "saved": lambda: saved(pathlib.Path(folder)),
         "logs": logs,
@@ -89,6 +90,21 @@ def nan() -> None:
     model.fit(batches, verbose=0, callbacks=[tfkfac.callbacks.CheckWorkers(every=1)])
     assert model.optimizer.counts()["skipped"] == 1
     assert np.isfinite(weights_of(model)).all()
+
+
+def scaled() -> None:
+    """A gradient of rank 1 is not finite: the scale of the loss is halved on both."""
+    keras.config.set_dtype_policy("mixed_float16")
+    model = NUMBERS.compiled()
+    keras.config.set_dtype_policy("float32")
+    x, y = (array[own()].copy() for array in NUMBERS.arrays())
+    model.fit(x[:4], y[:4], verbose=0)
+    before, scale = weights_of(model), model.optimizer.dynamic_scale.numpy()
+    if hvd.rank() == 1:
+        x[2] = np.inf
+    model.fit(x[:4], y[:4], verbose=0)
+    assert model.optimizer.dynamic_scale.numpy() == scale / 2
+    np.testing.assert_array_equal(weights_of(model), before)
 
 
 def memory() -> None:

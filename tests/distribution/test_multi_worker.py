@@ -7,8 +7,11 @@ import socket
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from cases import CASES, weights_of
 from distribution.alone import assert_as_alone
 
 LOOP = ("automatic", "uneven", "one-example", "masks")
@@ -64,3 +67,21 @@ def test_a_loop_of_ones_own(name: str, loops: pathlib.Path) -> None:
 def test_fit(name: str, fits: pathlib.Path) -> None:
     for index in range(2):
         assert_as_alone(name, np.load(fits / f"{name}.{index}.npy"))
+
+
+def test_drifting_processes_are_noticed(tmp_path: pathlib.Path) -> None:
+    run_workers(tmp_path, "drift", ("numbers",))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_model_saved_between_micro_batches_goes_on_alone(tmp_path: pathlib.Path) -> None:
+    run_workers(tmp_path, "save", ("accumulation-exact",))
+    case = CASES["accumulation-exact"]
+    model = keras.models.load_model(tmp_path / "model.keras")
+    model.fit(
+        tf.data.Dataset.from_tensor_slices(tuple(case.arrays())).batch(case.batch),
+        epochs=2,
+        verbose=0,
+    )
+    expected = np.load(tmp_path / "accumulation-exact.0.npy")
+    np.testing.assert_allclose(weights_of(model), expected, rtol=0, atol=1e-12)

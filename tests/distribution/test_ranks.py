@@ -65,6 +65,7 @@ def test_what_is_refused_and_what_is_kept(tmp_path: pathlib.Path) -> None:
         "unequal models",
         "wrapped",
         "nan",
+        "scaled",
         "memory",
         "saved",
         "logs",

@@ -138,6 +138,38 @@ def test_a_saved_model_goes_on_alone(tmp_path: object) -> None:
     np.testing.assert_allclose(weights_of(alone), weights_of(model), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.usefixtures("float64")
+def test_a_model_saved_between_micro_batches_goes_on(replicas: int, tmp_path: object) -> None:
+    case = CASES["accumulation"]  # of 3 micro-batches
+    data = tf.data.Dataset.from_tensor_slices(tuple(case.arrays())).batch(case.batch)
+    with mirrored(2).scope():
+        model = case.compiled()
+    model.fit(data, steps_per_epoch=2, verbose=0)
+    model.save(f"{tmp_path}/model.keras")
+    with mirrored(replicas).scope():
+        again = keras.models.load_model(f"{tmp_path}/model.keras")
+    for one in (model, again):
+        one.fit(data, epochs=2, verbose=0)
+    np.testing.assert_allclose(weights_of(again), weights_of(model), rtol=0, atol=1e-12)
+
+
+def test_a_scaled_loss_is_scaled_down_if_one_replica_overflows() -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with mirrored(2).scope():
+            model = CASES["numbers"].compiled()
+        x, y = CASES["numbers"].arrays()
+        model.fit(x[:8], y[:8], verbose=0)
+        before, scale = weights_of(model), model.optimizer.dynamic_scale.numpy()
+        x[5] = np.inf  # in the second replica
+        model.fit(x[:8], y[:8], verbose=0)
+        assert model.optimizer.dynamic_scale.numpy() == scale / 2
+        np.testing.assert_array_equal(weights_of(model), before)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.mark.parametrize("every", [0, 1.5, "epoch", True])
 def test_check_workers_refuses(every: object) -> None:
     with pytest.raises(ValueError, match=r"`every` must be an integer >= 1"):

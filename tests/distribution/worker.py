@@ -1,6 +1,6 @@
 """What every process of MultiWorkerMirroredStrategy runs: trainings; the first writes the weights.
 
-python worker.py INDEX PORT PORT FOLDER fit|loop CASE [CASE ...]
+python worker.py INDEX PORT PORT FOLDER fit|loop|drift|save CASE [CASE ...]
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import keras
 import numpy as np
 from cases import CASES, Case, weights_of
 
+import tfkfac
+
 
 def main(folder: str, how: str, *names: str) -> None:
     keras.config.set_floatx("float64")
@@ -37,7 +39,7 @@ def main(folder: str, how: str, *names: str) -> None:
         case = CASES[name]
         with strategy.scope():
             model = case.compiled()
-        {"fit": fit, "loop": loop}[how](model, case)
+        {"fit": fit, "loop": loop, "drift": drift, "save": save}[how](model, case)
         np.save(pathlib.Path(folder) / f"{name}.{index}.npy", weights_of(model))
 
 
@@ -60,6 +62,32 @@ def part(data: tf.data.Dataset) -> tf.data.Dataset:
 def fit(model: keras.Model, case: Case) -> None:
     data = batches(case)  # which the strategy shares out, by every second example
     model.fit(data, epochs=case.epochs(len(data)), verbose=0)
+
+
+def drift(model: keras.Model, case: Case) -> None:
+    """The weights of all processes are compared; that of one is then changed."""
+    check = tfkfac.callbacks.CheckWorkers(every=2)
+    model.fit(batches(case), verbose=0, callbacks=[check])
+    if index == "1":
+        strategy.experimental_local_results(model.trainable_variables[0].value)[0].assign_add(
+            tf.ones(model.trainable_variables[0].shape, tf.float64)
+        )
+    try:
+        check.check()
+    except RuntimeError as error:
+        assert "on workers [1]" in str(error), error
+    else:
+        raise AssertionError("not noticed")
+
+
+def save(model: keras.Model, case: Case) -> None:
+    """Between two micro-batches, by one process; then all go on."""
+    data = batches(case)
+    gather = tfkfac.callbacks.GatherState()
+    model.fit(data, steps_per_epoch=2, verbose=0, callbacks=[gather])
+    if index == "0":
+        model.save(pathlib.Path(sys.argv[4]) / "model.keras")
+    model.fit(data, epochs=2, verbose=0)
 
 
 def loop(model: keras.Model, case: Case) -> None:

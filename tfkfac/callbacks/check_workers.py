@@ -53,8 +53,9 @@ class CheckWorkers(keras.callbacks.Callback):
     def check(self) -> None:
         """Compares the weights of all workers."""
         workers = kfac_of(self.model, type(self).__name__).workers
-        prints = [workers.copies(v, _fingerprint) for v in self.model.trainable_variables]
-        for variable, of_workers in zip(self.model.trainable_variables, prints, strict=True):
+        variables = self.model.trainable_variables
+        prints = workers.copies(variables, _fingerprint)
+        for variable, of_workers in zip(variables, zip(*prints, strict=True), strict=True):
             different = [w for w, each in enumerate(of_workers) if each != of_workers[0]]
             if different:
                 raise RuntimeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow as tf
 
@@ -26,13 +26,11 @@ class Ranks(Workers):
 
     keep_all_alike = False
 
-    _process_sets: ClassVar[dict[tuple[int, ...], Any]] = {}
-    """Of all optimizers together: Horovod refuses a second set of the same ranks."""
-
     def __init__(self, horovod: Any) -> None:
         self._horovod = horovod
         self.number = self.repeats = int(horovod.size())
         self._rank = int(horovod.rank())
+        self._process_sets: dict[tuple[int, ...], Any] = {}
         self._counts: weakref.WeakKeyDictionary[Any, Iterator[int]] = weakref.WeakKeyDictionary()
         self._eager_count = itertools.count()
         with tf.init_scope():
@@ -56,7 +54,7 @@ class Ranks(Workers):
         return values
 
     def form(self, groups: Sequence[tuple[int, ...]]) -> None:
-        """Makes a process set of every group that is neither one rank nor all.
+        """Finds or makes a process set of every group that is neither one rank nor all.
 
         Raises:
             ValueError: Horovod was not initialised so that sets can be added.
@@ -64,7 +62,7 @@ class Ranks(Workers):
         for group in groups:
             if 1 < len(group) < self.number and group not in self._process_sets:
                 try:
-                    self._process_sets[group] = self._horovod.add_process_set(list(group))
+                    self._process_sets[group] = self._process_set_of(group)
                 except ValueError as error:
                     raise ValueError(
                         "Argument `placement`: groups of ranks that are neither one nor all need "
@@ -72,6 +70,18 @@ class Ranks(Workers):
                         'hvd.init(process_sets="dynamic"), or use placement="comm_opt" or '
                         f'"mem_opt" (Horovod says: {error}).'
                     ) from error
+
+    def _process_set_of(self, group: tuple[int, ...]) -> Any:
+        """Another optimizer's or the user's own if there is one: Horovod refuses a second."""
+        from horovod.common import process_sets
+
+        present = process_sets._basics._get_process_set_ids_and_ranks()
+        for number, ranks in present.items():
+            if tuple(ranks) == group:
+                found = self._horovod.ProcessSet(list(group))
+                found.process_set_id = number
+                return found
+        return self._horovod.add_process_set(list(group))
 
     def sum(self, tensors: Sequence[Any]) -> list[Any]:
         """One all-reduce for each dtype; rows are gathered."""

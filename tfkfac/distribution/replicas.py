@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class Replicas(Workers):
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self._strategy = strategy
         self.number = strategy.num_replicas_in_sync
+        self._processes = _processes_of(strategy)
 
     def conduct(self, step: Callable[..., None], *own: Any) -> None:
         """Merges the replicas: a branch may lead to an exchange only outside of them."""
@@ -68,16 +70,48 @@ class Replicas(Workers):
 
         return self.sum(self.each(own, vectors))
 
-    def copies(self, variable: Any, look: Callable[[Any], Any]) -> list[Any]:
+    def copies_here(self, variable: Any) -> list[Any]:
         """Of the replicas of this process."""
-        of_replicas = self._strategy.experimental_local_results(keras_internals.uncast(variable))
-        return [look(copy.numpy()) for copy in of_replicas]
+        uncast = keras_internals.uncast(variable)
+        return list(self._strategy.experimental_local_results(uncast))
+
+    def tell_all(self, value: Any) -> list[Any]:
+        """By pickling; the first replica of every process speaks for it.
+
+        Within a step nothing can be told: a process then hears itself alone.
+        """
+        in_step = not tf.executing_eagerly() or _is_of_replica(self._strategy)
+        if self._processes == 1 or in_step:
+            return [value]
+        told = tf.constant(list(pickle.dumps(value)), tf.int32)
+        sizes = self._rows_of_processes(tf.shape(told))[:, 0]
+        rows = self._rows_of_processes(tf.pad(told, [[0, tf.reduce_max(sizes) - tf.size(told)]]))
+        pairs = zip(rows.numpy(), sizes.numpy(), strict=True)
+        return [pickle.loads(row[:size].astype("uint8").tobytes()) for row, size in pairs]
+
+    def _rows_of_processes(self, numbers: tf.Tensor) -> tf.Tensor:
+        """``[k]`` of every process → ``[P, k]``."""
+        of_replicas = self.first(self._strategy.run(self.exchange, args=(numbers,)))
+        return of_replicas[:: self.number // self._processes]
 
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
         """The sum of rows that are zero for all replicas but one."""
         row = tf.one_hot(self.here(), self.number, dtype=numbers.dtype)[:, None]
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, row * numbers[None])
+
+
+def _processes_of(strategy: tf.distribute.Strategy) -> int:
+    """How many processes a strategy has."""
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec() if resolver is not None else tf.train.ClusterSpec({})
+    return max(1, sum(cluster.num_tasks(j) for j in cluster.jobs if j in ("chief", "worker")))
+
+
+def _is_of_replica(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a replica of the strategy is at work."""
+    context = tf.distribute.get_replica_context()
+    return context is not None and context.strategy is strategy
 
 
 def current_replica() -> int:

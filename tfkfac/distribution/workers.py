@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import indexed_slices
+from tfkfac import indexed_slices, keras_internals
 
 
 class Workers(abc.ABC):
@@ -166,14 +166,37 @@ class Workers(abc.ABC):
         """
         del variables
 
-    def copies(self, variable: Any, look: Callable[[Any], Any]) -> list[Any]:
-        """What all workers see in their copies of a variable.
+    def copies_here(self, variable: Any) -> list[Any]:
+        """The copies of a variable that the workers of this process have.
 
         Args:
             variable: A Keras variable.
-            look: From an array to what is told.
         """
-        return self.tell_all(look(variable.numpy()))
+        return [keras_internals.uncast(variable)]
+
+    def share(self, variable: Any, total: Any) -> None:
+        """Gives to every worker its part of what they have added up.
+
+        Args:
+            variable: A Keras variable, of which every worker has a summand.
+            total: An array.
+        """
+        for copy in self.copies_here(variable):
+            copy.assign(total / self.number)
+
+    def copies(self, variables: Sequence[Any], look: Callable[[Any], Any]) -> list[list[Any]]:
+        """What all workers see in their copies of variables.
+
+        Args:
+            variables: Keras variables.
+            look: From an array to what is told.
+
+        Returns:
+            Of every worker, of every variable.
+        """
+        of_variables = [[look(c.numpy()) for c in self.copies_here(v)] for v in variables]
+        of_workers_here = [list(each) for each in zip(*of_variables, strict=True)]
+        return [worker for process in self.tell_all(of_workers_here) for worker in process]
 
 
 class Alone(Workers):
