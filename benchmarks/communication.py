@@ -1,9 +1,10 @@
-"""Bytes that ranks of Horovod send in a step, measured against what shapes predict.
+"""Bytes that ranks of Horovod send in a step and keep, measured against what shapes predict.
 
 Every step makes factors and inverses anew: nothing has to be averaged. Measured is what goes
 over the loopback device while rank 0 counts, headers and Horovod's own messages included; predicted
 is the sum over the ranks of what `layer_collection.placement_summary()` tells. Nothing else should
-use the loopback device. The table goes to the terminal and to OUTPUT.json.
+use the loopback device. What the largest rank keeps is counted in its variables. The table goes to
+the terminal and to OUTPUT.json.
 
     python -m benchmarks.communication --ranks 2 4 --output docs/results/communication
 """
@@ -101,16 +102,22 @@ def measure(placement: str) -> None:
             sent.append(sent_over_loopback())
 
     model.fit(x, y, batch_size=16, verbose=0, callbacks=[Counter()])
+    collection = optimizer.layer_collection
+    blocks = collection.curvature_blocks
+    own = sum(variable.numpy().nbytes for block in blocks for variable in block.state)
+    kept = hvd.allgather_object(own)
     if hvd.rank() == 0:
-        measured = (sent[-1] - sent[-1 - STEPS]) / STEPS
-        collection = optimizer.layer_collection
         assert collection.roles is not None
-        predicted = sum(predict(collection.blocks, collection.roles).of_step(1, 1))
+        traffic = predict(collection.blocks, collection.roles)
         found = {
             "ranks": hvd.size(),
             "placement": placement,
-            "predicted": predicted,
-            "measured": measured,
+            "predicted": sum(traffic.of_step(1, 1)),
+            "measured": (sent[-1] - sent[-1 - STEPS]) / STEPS,
+            "kept_predicted": max(traffic.kept),
+            "kept": max(kept),
+            "largest_block": max(block.state_size * block.bytes_each for block in blocks),
+            "all_blocks": sum(block.state_size * block.bytes_each for block in blocks),
         }
         print(_MARK + json.dumps(found), flush=True)
 
@@ -123,20 +130,27 @@ def sent_over_loopback() -> int:
 
 
 def print_table(rows: Sequence[dict[str, object]]) -> None:
-    """Predicted, measured, and their ratio."""
-    table = rich.table.Table(title="Bytes sent in a step, by all ranks together")
-    for heading in ("Ranks", "Placement", "Predicted", "Measured", "Measured / predicted"):
+    """Sent: predicted, measured, and their ratio. Kept: by the largest rank, and the bound of it.
+
+    The bound is that of memory shared out: all blocks over the ranks, and the largest block.
+    """
+    table = rich.table.Table(title="Bytes sent in a step by all ranks; kept by the largest rank")
+    for heading in ("Ranks", "Placement", "Sent: predicted", "measured", "ratio"):
         table.add_column(heading, justify="left" if heading == "Placement" else "right")
+    for heading in ("Kept: predicted", "measured", "all / ranks + largest"):
+        table.add_column(heading, justify="right")
     for row in rows:
-        predicted, measured = float(str(row["predicted"])), float(str(row["measured"]))
-        table.add_row(
-            str(row["ranks"]),
-            str(row["placement"]),
-            f"{predicted:,.0f}",
-            f"{measured:,.0f}",
-            f"{measured / predicted:.3f}",
+        number = {key: float(str(row[key])) for key in row if key != "placement"}
+        values = (
+            f"{number['predicted']:,.0f}",
+            f"{number['measured']:,.0f}",
+            f"{number['measured'] / number['predicted']:.3f}",
+            f"{number['kept_predicted']:,.0f}",
+            f"{number['kept']:,.0f}",
+            f"{number['all_blocks'] / number['ranks'] + number['largest_block']:,.0f}",
         )
-    rich.console.Console().print(table)
+        table.add_row(str(row["ranks"]), str(row["placement"]), *values)
+    rich.console.Console(width=120).print(table)
 
 
 if __name__ == "__main__":
