@@ -15,31 +15,42 @@ from cases import CASES, weights_of
 from distribution.alone import assert_as_alone
 
 LOOP = ("automatic", "uneven", "one-example", "masks")
+"""Cases in a loop of one's own."""
+
+FOUR = ("uneven", "one-example")
+"""Cases for four processes."""
+
 FIT = ("exact-numbers", "exact")
 """Without draws: `fit` gives every second example to a worker, and draws go by their order."""
 
 
-def run_workers(folder: pathlib.Path, how: str, names: tuple[str, ...]) -> None:
-    """Two processes on this machine."""
-    sockets = [socket.socket() for _ in range(2)]
+def run_workers(
+    folder: pathlib.Path,
+    how: str,
+    names: tuple[str, ...],
+    workers: int = 2,
+    placement: str = "comm_opt",
+) -> None:
+    """Processes on this machine."""
+    sockets = [socket.socket() for _ in range(workers)]
     for each in sockets:
         each.bind(("localhost", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
+    ports = ",".join(str(each.getsockname()[1]) for each in sockets)
     for each in sockets:
         each.close()
     script = str(pathlib.Path(__file__).parent / "worker.py")
-    workers = [
+    processes = [
         subprocess.Popen(
-            [sys.executable, script, str(index), *ports, str(folder), how, *names],
+            [sys.executable, script, str(index), ports, str(folder), how, placement, *names],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for index in range(2)
+        for index in range(workers)
     ]
-    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
-    for worker, output in zip(workers, outputs, strict=True):
-        assert not worker.returncode, output[-4000:]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert not process.returncode, output[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +72,15 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_a_loop_of_ones_own(name: str, loops: pathlib.Path) -> None:
     for index in range(2):
         assert_as_alone(name, np.load(loops / f"{name}.{index}.npy"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["comm_opt", "hybrid", "mem_opt"])
+def test_four_processes(placement: str, tmp_path: pathlib.Path) -> None:
+    run_workers(tmp_path, "loop", FOUR, workers=4, placement=placement)
+    for name in FOUR:
+        for index in range(4):
+            assert_as_alone(name, np.load(tmp_path / f"{name}.{index}.npy"))
 
 
 @pytest.mark.parametrize("name", FIT)

@@ -1,20 +1,21 @@
 """What every process of MultiWorkerMirroredStrategy runs: trainings; the first writes the weights.
 
-python worker.py INDEX PORT PORT FOLDER fit|loop|drift|save CASE [CASE ...]
+python worker.py INDEX PORT,PORT,… FOLDER fit|loop|drift|save PLACEMENT CASE [CASE ...]
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import sys
 
-index, *ports = sys.argv[1:4]
+index, ports = int(sys.argv[1]), sys.argv[2].split(",")
 os.environ["TF_CONFIG"] = json.dumps(
     {
         "cluster": {"worker": [f"localhost:{port}" for port in ports]},
-        "task": {"type": "worker", "index": int(index)},
+        "task": {"type": "worker", "index": index},
     }
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -32,11 +33,12 @@ from cases import CASES, Case, weights_of
 import tfkfac
 
 
-def main(folder: str, how: str, *names: str) -> None:
+def main(folder: str, how: str, placement: str, *names: str) -> None:
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     for name in names:
-        case = CASES[name]
+        arguments = {**CASES[name].arguments, "placement": placement}
+        case = dataclasses.replace(CASES[name], arguments=arguments)
         with strategy.scope():
             model = case.compiled()
         {"fit": fit, "loop": loop, "drift": drift, "save": save}[how](model, case)
@@ -52,9 +54,8 @@ def part(data: tf.data.Dataset) -> tf.data.Dataset:
 
     def rows(*arrays: tf.Tensor) -> tuple[tf.Tensor, ...]:
         count = tf.shape(tf.nest.flatten(arrays)[0])[0]
-        first = (count + 1) // 2
-        bounds = (0, first) if index == "0" else (first, count)
-        return tf.nest.map_structure(lambda array: array[bounds[0] : bounds[1]], arrays)
+        first, end = (-(-count * i // len(ports)) for i in (index, index + 1))
+        return tf.nest.map_structure(lambda array: array[first:end], arrays)
 
     return data.map(rows)
 
@@ -68,7 +69,7 @@ def drift(model: keras.Model, case: Case) -> None:
     """The weights of all processes are compared; that of one is then changed."""
     check = tfkfac.callbacks.CheckWorkers(every=2)
     model.fit(batches(case), verbose=0, callbacks=[check])
-    if index == "1":
+    if index == 1:
         strategy.experimental_local_results(model.trainable_variables[0].value)[0].assign_add(
             tf.ones(model.trainable_variables[0].shape, tf.float64)
         )
@@ -85,8 +86,8 @@ def save(model: keras.Model, case: Case) -> None:
     data = batches(case)
     gather = tfkfac.callbacks.GatherState()
     model.fit(data, steps_per_epoch=2, verbose=0, callbacks=[gather])
-    if index == "0":
-        model.save(pathlib.Path(sys.argv[4]) / "model.keras")
+    if index == 0:
+        model.save(pathlib.Path(sys.argv[3]) / "model.keras")
     model.fit(data, epochs=2, verbose=0)
 
 
@@ -110,4 +111,4 @@ def loop(model: keras.Model, case: Case) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[4:])
+    main(*sys.argv[3:])
