@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -119,14 +119,25 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         self._recorder.detach()
         self._model_reference = lambda: None
 
-    def callbacks_of_fit(self, callbacks: Any) -> Any:
+    def arguments_of_fit(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What `fit` is given otherwise than it was: over Horovod callbacks, and one rank prints.
+
+        Args:
+            given: The arguments of `fit`, by name.
+        """
+        if not is_over_horovod(self.distribution):
+            return {}
+        adjusted = {"callbacks": self._callbacks_of_fit(given.get("callbacks"))}
+        if given.get("verbose", "auto") == "auto" and self.workers.here() > 0:
+            adjusted["verbose"] = 0
+        return adjusted
+
+    def _callbacks_of_fit(self, callbacks: Any) -> Any:
         """The callbacks that `fit` is given, behind those that KFAC wants there.
 
         Args:
             callbacks: None, one, several, or a ``keras.callbacks.CallbackList``.
         """
-        if not is_over_horovod(self.distribution):
-            return callbacks
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
         own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
         more = [AllRanks(self.workers, self)]

@@ -2,8 +2,8 @@
 
 In Keras 3 an optimizer never sees the model it trains. Importing tfkfac teaches `compile` to call
 ``optimizer.attach(model)`` on optimizers that have such a method, and ``detach()`` on the one that
-the model had before; and `fit` to begin with the callbacks that such an optimizer asks for (over
-Horovod, say). Nothing else changes, and other optimizers notice nothing.
+the model had before; and `fit` to take the arguments that such an optimizer adjusts (over
+Horovod, callbacks and who prints). Nothing else changes, and other optimizers notice nothing.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def install() -> None:
     fit_model = keras_internals.fit_class().fit  # type: ignore[attr-defined]
 
     @functools.wraps(fit_model)
-    def fit_with_callbacks(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def fit_with_adjustments(model: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = _optimizer_of(model)
-        if not hasattr(optimizer, "callbacks_of_fit"):
+        if not hasattr(optimizer, "arguments_of_fit"):
             return fit_model(model, *args, **kwargs)
         given = inspect.signature(fit_model).bind(model, *args, **kwargs)
-        callbacks = given.arguments.get("callbacks")
-        given.arguments["callbacks"] = optimizer.callbacks_of_fit(callbacks)
+        for name, adjusted in optimizer.arguments_of_fit(given.arguments).items():
+            given.arguments[name] = adjusted
         args, kwargs = given.args[1:], given.kwargs
         with keras_internals.fit_over_processes(model):
             return fit_model(model, *args, **kwargs)
 
     setattr(compile_and_introduce, _MARK, True)
     trainer.compile = compile_and_introduce  # type: ignore[attr-defined]
-    keras_internals.fit_class().fit = fit_with_callbacks  # type: ignore[attr-defined]
+    keras_internals.fit_class().fit = fit_with_adjustments  # type: ignore[attr-defined]
 
 
 def _optimizer_of(model: Any) -> Any:

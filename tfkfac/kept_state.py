@@ -103,7 +103,8 @@ class KeptState(AttachedOptimizer):
             )
         self._state = self._variables[made_before:]
         self._start_alike(model)
-        self._collection.warn_of_fallbacks()
+        if self.workers.here() == 0:
+            self._collection.warn_of_fallbacks()
 
     def _start_alike(self, model: Any) -> None:
         """Gives all workers the weights of the first one, once they have the same model."""
