@@ -120,15 +120,17 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         self._model_reference = lambda: None
 
     def arguments_of_fit(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What `fit` is given otherwise than it was: over Horovod callbacks, and one rank prints.
+        """What `fit` is given otherwise than it was: with several processes callbacks of their own.
+
+        One of them prints.
 
         Args:
             given: The arguments of `fit`, by name.
         """
-        if not is_over_horovod(self.distribution):
+        if self.workers.processes == 1:
             return {}
         adjusted = {"callbacks": self._callbacks_of_fit(given.get("callbacks"))}
-        if given.get("verbose", "auto") == "auto" and self.workers.here() > 0:
+        if given.get("verbose", "auto") == "auto" and self.workers.process > 0:
             adjusted["verbose"] = 0
         return adjusted
 
@@ -140,7 +142,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         """
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
         own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
-        more = [AllRanks(self.workers, self)]
+        more = [AllRanks(self.workers, self)] if is_over_horovod(self.distribution) else []
         if not any(isinstance(callback, StopIfLate) for callback in own):
             more.append(StopIfLate())
         if not is_list:

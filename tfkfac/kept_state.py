@@ -103,7 +103,7 @@ class KeptState(AttachedOptimizer):
             )
         self._state = self._variables[made_before:]
         self._start_alike(model)
-        if self.workers.here() == 0:
+        if self.workers.process == 0:
             self._collection.warn_of_fallbacks()
 
     def _start_alike(self, model: Any) -> None:

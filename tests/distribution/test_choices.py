@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
-from tfkfac.callbacks.stop_if_late import Position, late_ranks
+from tfkfac.callbacks.stop_if_late import Position, late_workers
 from tfkfac.distribution.agreement import require_same
 from tfkfac.distribution.choice import workers_of
 from tfkfac.distribution.workers import Alone
@@ -87,18 +87,18 @@ def test_workers_that_disagree_are_named() -> None:
 def test_a_rank_between_two_batches_is_late() -> None:
     before = [Position(4, 1, 1), Position(4, 0, 1), Position(4, 1, 1)]
     now = [Position(4, 1, 2), Position(4, 0, 2), Position(4, 1, 2)]
-    assert late_ranks(before, now) == [1]
+    assert late_workers(before, now) == [1]
 
 
 def test_a_silent_rank_is_late() -> None:
     before = [Position(4, 1, 1), Position(4, 1, 1), None]
     now = [Position(4, 1, 2), Position(4, 1, 1), None]
-    assert late_ranks(before, now) == [1, 2]
+    assert late_workers(before, now) == [1, 2]
 
 
 def test_ranks_that_wait_together() -> None:
     before = [Position(4, 1, 1), Position(4, 1, 1)]
-    assert late_ranks(before, [Position(4, 1, 2), Position(4, 1, 3)]) == []
+    assert late_workers(before, [Position(4, 1, 2), Position(4, 1, 3)]) == []
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, "long", True])

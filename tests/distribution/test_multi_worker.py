@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,13 +25,13 @@ FIT = ("exact-numbers", "exact")
 """Without draws: `fit` gives every second example to a worker, and draws go by their order."""
 
 
-def run_workers(
+def start(
     folder: pathlib.Path,
     how: str,
     names: tuple[str, ...],
     workers: int = 2,
     placement: str = "comm_opt",
-) -> None:
+) -> list[subprocess.Popen[str]]:
     """Processes on this machine."""
     sockets = [socket.socket() for _ in range(workers)]
     for each in sockets:
@@ -39,7 +40,7 @@ def run_workers(
     for each in sockets:
         each.close()
     script = str(pathlib.Path(__file__).parent / "worker.py")
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, script, str(index), ports, str(folder), how, placement, *names],
             stdout=subprocess.PIPE,
@@ -48,6 +49,11 @@ def run_workers(
         )
         for index in range(workers)
     ]
+
+
+def run_workers(*arguments: Any, **options: Any) -> None:
+    """Processes that do what they should."""
+    processes = start(*arguments, **options)
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert not process.returncode, output[-4000:]
@@ -105,3 +111,17 @@ def test_a_model_saved_between_micro_batches_goes_on_alone(tmp_path: pathlib.Pat
     )
     expected = np.load(tmp_path / "accumulation-exact.0.npy")
     np.testing.assert_allclose(weights_of(model), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "how, told", [("dies", "task:1"), ("sleeps", "has waited for worker(s) 1 for")]
+)
+def test_a_failing_process_is_named(how: str, told: str, tmp_path: pathlib.Path) -> None:
+    first, second = start(tmp_path, how, ("numbers",))
+    try:
+        output = first.communicate(timeout=120)[0]
+    finally:
+        second.kill()
+        second.communicate()
+    assert first.returncode
+    assert told in output, output[-4000:]

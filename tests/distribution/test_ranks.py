@@ -80,5 +80,5 @@ def test_a_dead_rank_ends_the_run() -> None:
 
 
 def test_a_late_rank_is_named() -> None:
-    with pytest.raises(RuntimeError, match=r"has waited for rank\(s\) 1 for"):
+    with pytest.raises(RuntimeError, match=r"has waited for worker\(s\) 1 for"):
         run_ranks("rank_fails.py", 2, "sleeps", timeout=120)

@@ -1,6 +1,6 @@
 """What every process of MultiWorkerMirroredStrategy runs: trainings; the first writes the weights.
 
-python worker.py INDEX PORT,PORT,… FOLDER fit|loop|drift|save PLACEMENT CASE [CASE ...]
+python worker.py INDEX PORT,PORT,… FOLDER HOW PLACEMENT CASE [CASE ...]
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import os
 import pathlib
 import sys
+import time
+from collections.abc import Callable
 
 index, ports = int(sys.argv[1]), sys.argv[2].split(",")
 os.environ["TF_CONFIG"] = json.dumps(
@@ -41,7 +43,14 @@ def main(folder: str, how: str, placement: str, *names: str) -> None:
         case = dataclasses.replace(CASES[name], arguments=arguments)
         with strategy.scope():
             model = case.compiled()
-        {"fit": fit, "loop": loop, "drift": drift, "save": save}[how](model, case)
+        {
+            "fit": fit,
+            "loop": loop,
+            "drift": drift,
+            "save": save,
+            "dies": lambda model, case: fails(model, case, lambda: os._exit(7)),
+            "sleeps": lambda model, case: fails(model, case, lambda: time.sleep(100)),
+        }[how](model, case)
         np.save(pathlib.Path(folder) / f"{name}.{index}.npy", weights_of(model))
 
 
@@ -89,6 +98,18 @@ def save(model: keras.Model, case: Case) -> None:
     if index == 0:
         model.save(pathlib.Path(sys.argv[3]) / "model.keras")
     model.fit(data, epochs=2, verbose=0)
+
+
+def fails(model: keras.Model, case: Case, failure: Callable[[], object]) -> None:
+    """Process 1 fails in the middle of training."""
+
+    def after(batch: int, logs: object) -> None:
+        if batch == 1 and index == 1:
+            failure()
+
+    failing = keras.callbacks.LambdaCallback(on_train_batch_end=after)
+    late = tfkfac.callbacks.StopIfLate(seconds=8)
+    model.fit(batches(case), epochs=50, verbose=0, callbacks=[failing, late])
 
 
 def loop(model: keras.Model, case: Case) -> None:

@@ -1,4 +1,4 @@
-"""A rank that is late, or hangs, ends the run, and is named."""
+"""A worker that is late, or hangs, ends the run, and is named."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import keras
 
 from tfkfac.callbacks.optimizer_of import kfac_of
-from tfkfac.distribution.heartbeat import Heartbeat
+from tfkfac.distribution.heartbeat import Heartbeat, store_of_all
 
 
 class Position(NamedTuple):
-    """How far a rank is.
+    """How far a worker is.
 
     Attributes:
         batches: That it has finished.
@@ -29,12 +29,14 @@ class Position(NamedTuple):
 
 
 class StopIfLate(keras.callbacks.Callback):
-    """Ends all ranks of Horovod when one has kept the others waiting for too long.
+    """Ends all processes of a run when one has kept the others waiting for too long.
 
-    A rank that waits in an exchange waits for ever. So every rank tells how far it is, beside the
-    exchanges, over the store of ``horovodrun --gloo``; one that waits for longer than `seconds`
-    looks who is behind, says so, and ends, whereupon ``horovodrun`` ends the rest. `fit` has one of
-    30 minutes by itself; another one that is given takes its place.
+    Who waits in an exchange waits for ever. So every rank of Horovod, or process of
+    MultiWorkerMirroredStrategy, tells how far it is, beside the exchanges, over the store of
+    ``horovodrun --gloo`` or TensorFlow's coordination service. One that waits for longer than
+    `seconds` looks who is behind, says so, and ends, whereupon ``horovodrun`` ends the rest, or the
+    exchanges of the rest fail. `fit` has one of 30 minutes by itself; another one that is given
+    takes its place.
 
     Example:
 
@@ -60,13 +62,14 @@ class StopIfLate(keras.callbacks.Callback):
         self._ended = threading.Event()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begins to watch, if there are ranks that can be watched."""
+        """Begins to watch, if there are others that can be watched."""
         del logs
         workers = kfac_of(self.model, type(self).__name__).workers
-        heartbeat = Heartbeat(workers.here(), workers.number)
+        store = store_of_all() if workers.processes > 1 else None
         self._ended.clear()
         self._moved = time.monotonic()
-        if workers.number > 1 and heartbeat.is_possible:
+        if store is not None:
+            heartbeat = Heartbeat(workers.process, workers.processes, store)
             threading.Thread(target=self._watch, args=(heartbeat,), daemon=True).start()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -88,7 +91,7 @@ class StopIfLate(keras.callbacks.Callback):
         self._position, self._moved = position, time.monotonic()
 
     def _watch(self, heartbeat: Heartbeat) -> None:
-        """Tells where this rank is; ends it if another has not moved for too long."""
+        """Tells where this one is; ends it if another has not moved for too long."""
         beat, seen = 0, heartbeat.of_all()
         seen_at = time.monotonic()
         while not self._ended.wait(min(10.0, self.seconds / 4.0)):
@@ -98,13 +101,13 @@ class StopIfLate(keras.callbacks.Callback):
             if waited <= self.seconds or not self._position.within:
                 seen, seen_at = heartbeat.of_all(), time.monotonic()
             elif time.monotonic() - seen_at > self.seconds / 2.0:
-                self._end(late_ranks(seen, heartbeat.of_all()), waited)
+                self._end(late_workers(seen, heartbeat.of_all()), waited)
 
     def _end(self, late: list[int], waited: float) -> None:
-        who = f"rank(s) {', '.join(map(str, late))}" if late else "an exchange of all ranks"
+        who = f"worker(s) {', '.join(map(str, late))}" if late else "an exchange of all workers"
         print(
             f"tfkfac: batch {self._position.batches + 1} has waited for {who} for {waited:.0f} s, "
-            f"longer than StopIfLate(seconds={self.seconds:g}) allows. This rank ends.",
+            f"longer than StopIfLate(seconds={self.seconds:g}) allows. This worker ends.",
             file=sys.stderr,
             flush=True,
         )
@@ -115,18 +118,18 @@ EXIT_STATUS = 75
 """Of a process that has waited for too long (EX_TEMPFAIL: another attempt may succeed)."""
 
 
-def late_ranks(before: list[Position | None], now: list[Position | None]) -> list[int]:
+def late_workers(before: list[Position | None], now: list[Position | None]) -> list[int]:
     """Who the others wait for.
 
     Args:
-        before: What every rank has told some time ago.
+        before: What every worker has told some time ago.
         now: What they have told last.
 
     Returns:
-        Ranks that tell nothing any more; if all do, those that are behind the first.
+        Workers that tell nothing any more; if all do, those that are behind the first.
     """
-    silent = [rank for rank, told in enumerate(now) if told is None or told == before[rank]]
+    silent = [who for who, told in enumerate(now) if told is None or told == before[who]]
     if silent:
         return silent
     places = [told[:2] for told in now if told is not None]
-    return [rank for rank, place in enumerate(places) if place < max(places)]
+    return [who for who, place in enumerate(places) if place < max(places)]

@@ -28,8 +28,8 @@ class Ranks(Workers):
 
     def __init__(self, horovod: Any) -> None:
         self._horovod = horovod
-        self.number = self.repeats = int(horovod.size())
-        self._rank = int(horovod.rank())
+        self.number = self.repeats = self.processes = int(horovod.size())
+        self._rank = self.process = int(horovod.rank())
         self._process_sets: dict[tuple[int, ...], Any] = {}
         self._counts: weakref.WeakKeyDictionary[Any, Iterator[int]] = weakref.WeakKeyDictionary()
         self._eager_count = itertools.count()

@@ -27,7 +27,7 @@ class Replicas(Workers):
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self._strategy = strategy
         self.number = strategy.num_replicas_in_sync
-        self._processes = _processes_of(strategy)
+        self.process, self.processes = _process_of(strategy)
 
     def conduct(self, step: Callable[..., None], *own: Any) -> None:
         """Merges the replicas: a branch may lead to an exchange only outside of them."""
@@ -81,7 +81,7 @@ class Replicas(Workers):
         Within a step nothing can be told: a process then hears itself alone.
         """
         in_step = not tf.executing_eagerly() or _is_of_replica(self._strategy)
-        if self._processes == 1 or in_step:
+        if self.processes == 1 or in_step:
             return [value]
         told = tf.constant(list(pickle.dumps(value)), tf.int32)
         sizes = self._rows_of_processes(tf.shape(told))[:, 0]
@@ -91,8 +91,9 @@ class Replicas(Workers):
 
     def _rows_of_processes(self, numbers: tf.Tensor) -> tf.Tensor:
         """``[k]`` of every process → ``[P, k]``."""
-        of_replicas = self.first(self._strategy.run(self.exchange, args=(numbers,)))
-        return of_replicas[:: self.number // self._processes]
+        exchanged = tf.function(lambda: self._strategy.run(self.exchange, args=(numbers,)))
+        of_replicas = self.first(exchanged())
+        return of_replicas[:: self.number // self.processes]
 
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
         """The sum of rows that are zero for all replicas but one."""
@@ -101,11 +102,14 @@ class Replicas(Workers):
         return context.all_reduce(tf.distribute.ReduceOp.SUM, row * numbers[None])
 
 
-def _processes_of(strategy: tf.distribute.Strategy) -> int:
-    """How many processes a strategy has."""
+def _process_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """The number of this process of a strategy, and how many there are."""
     resolver = strategy.cluster_resolver
-    cluster = resolver.cluster_spec() if resolver is not None else tf.train.ClusterSpec({})
-    return max(1, sum(cluster.num_tasks(j) for j in cluster.jobs if j in ("chief", "worker")))
+    if resolver is None or not resolver.cluster_spec().jobs:
+        return 0, 1
+    cluster = resolver.cluster_spec()
+    chiefs, others = (cluster.num_tasks(j) if j in cluster.jobs else 0 for j in ("chief", "worker"))
+    return resolver.task_id + (chiefs if resolver.task_type == "worker" else 0), chiefs + others
 
 
 def _is_of_replica(strategy: tf.distribute.Strategy) -> bool:

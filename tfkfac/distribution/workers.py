@@ -26,12 +26,16 @@ class Workers(abc.ABC):
         number: W.
         keep_all_alike: Whether every variable is everywhere; else a worker may keep what others do
             not.
+        processes: How many processes they are.
+        process: The number of this one.
         repeats: How often a sum over the workers counts what concerns all of them alike, such as a
             regulariser: 1 where Keras has divided it among them, W where it has not.
     """
 
     number: int
     keep_all_alike: bool = True
+    processes: int = 1
+    process: int = 0
     repeats: int
 
     @abc.abstractmethod
