@@ -7,9 +7,10 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
-from cases import CASES
+from cases import CASES, weights_of
 from distribution.alone import assert_as_alone
 
 pytestmark = pytest.mark.skipif(
@@ -72,6 +73,13 @@ def test_what_is_refused_and_what_is_kept(tmp_path: pathlib.Path) -> None:
         "halves",
     ):
         assert output.count(f"{claim}: holds") == 2, (claim, output[-4000:])
+    model = keras.models.load_model(tmp_path / "model.keras")  # goes on in one process
+    of_both_ranks = np.arange(24).reshape(2, 3, 4).swapaxes(0, 1).ravel()
+    x, y = (array[of_both_ranks] for array in CASES["automatic"].arrays())
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_allclose(
+        weights_of(model), np.load(tmp_path / "continued.npy"), rtol=0, atol=1e-5
+    )
 
 
 def test_a_dead_rank_ends_the_run() -> None:
