@@ -142,15 +142,17 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         """
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
         own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
-        more = [AllRanks(self.workers, self)] if is_over_horovod(self.distribution) else []
-        if not any(isinstance(callback, StopIfLate) for callback in own):
-            more.append(StopIfLate())
+        # First, since others wait for all workers.
+        first: list[Any] = [each for each in own if isinstance(each, StopIfLate)] or [StopIfLate()]
+        if is_over_horovod(self.distribution):
+            first.append(AllRanks(self.workers, self))
+        others = [each for each in own if not isinstance(each, StopIfLate)]
         if not is_list:
-            return [*more, *own]
-        for callback in more:
+            return [*first, *others]
+        for callback in first:
             callback.set_model(callbacks.model)
             callback.set_params(callbacks.params)
-        own[:0] = more
+        own[:] = [*first, *others]
         return callbacks
 
     @contextlib.contextmanager

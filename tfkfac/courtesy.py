@@ -46,6 +46,8 @@ def install() -> None:
         for name, adjusted in optimizer.arguments_of_fit(given.arguments).items():
             given.arguments[name] = adjusted
         args, kwargs = given.args[1:], given.kwargs
+        if optimizer.workers.processes == 1:
+            return fit_model(model, *args, **kwargs)
         with keras_internals.fit_over_processes(model):
             return fit_model(model, *args, **kwargs)
 

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkfac import keras_internals
 from tfkfac.attached_optimizer import AttachedOptimizer
 from tfkfac.blocks import Block
 from tfkfac.distribution.agreement import require_same
@@ -107,13 +108,41 @@ class KeptState(AttachedOptimizer):
             self._collection.warn_of_fallbacks()
 
     def _start_alike(self, model: Any) -> None:
-        """Gives all workers the weights of the first one, once they have the same model."""
+        """Gives all workers the weights of the first one, once they have the same model.
+
+        Raises:
+            ValueError: They have not; or there are no weights yet, since a step is being traced.
+        """
         variables = [*model.variables, *self._common_variables]
+        if self.workers.processes == 1:
+            return
+        with tf.init_scope():
+            empty = [v for v in variables if not keras_internals.uncast(v).is_initialized()]
+            arguments = self.get_config()  # which reads variables
+        if empty:
+            raise ValueError(
+                f"Model {model.name!r} and its KFAC are built while a step is traced, when weights "
+                "cannot be sent to other processes. Before the first step, call the model on a "
+                "batch (or model.build(input_shape)), and then "
+                "optimizer.build(model.trainable_variables)."
+            )
         require_same(
             self.workers,
             "shapes of the variables of model and optimizer",
             [f"{tuple(variable.shape)} {variable.dtype}" for variable in variables],
             "Build the same model, compiled with a KFAC of the same arguments, on every rank.",
+        )
+        require_same(
+            self.workers,
+            "layers of the model",
+            keras_internals.settings_of_layers(model),
+            "Build the same model on every rank.",
+        )
+        require_same(
+            self.workers,
+            "arguments of KFAC",
+            [f"{key}={value}" for key, value in arguments.items() if key != "seed"],
+            "Compile the model with the same KFAC on every rank.",
         )
         self.workers.broadcast(variables)
 

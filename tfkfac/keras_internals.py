@@ -28,21 +28,19 @@ def fit_class() -> type:
 
 @contextlib.contextmanager
 def fit_over_processes(model: Any) -> Iterator[None]:
-    """While the context lasts, `fit` works under MultiWorkerMirroredStrategy.
+    """While the context lasts, `fit` works where several processes share the training.
 
-    By itself (Keras 3.15) it takes a replica's share of the first batch for a tensor when it builds
-    the model, and the logs of a step, which are scalars, for something with an axis of examples.
+    Under MultiWorkerMirroredStrategy Keras (3.15) takes a replica's share of the first batch for a
+    tensor when it builds the model, and the logs of a step, which are scalars, for something with
+    an axis of examples. Without a strategy it builds a model that has no weights yet while it
+    traces a step, when weights cannot be sent to other processes.
 
     Args:
-        model: That is to be fitted; under any other strategy nothing is changed.
+        model: That is to be fitted.
     """
-    strategy = model.distribute_strategy
-    multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if not multi_worker or not strategy.extended._in_multi_worker_mode():
-        yield
-        return
     from keras.src.backend.tensorflow import trainer
 
+    strategy = model.distribute_strategy
     reduce_per_replica = trainer.reduce_per_replica
 
     def build(iterator: Any = None, data_batch: Any = None) -> None:
@@ -59,18 +57,39 @@ def fit_over_processes(model: Any) -> Iterator[None]:
             return reduce_per_replica(values, strategy, reduction)
         return tf.nest.map_structure(lambda log: strategy.reduce("MEAN", log, axis=None), values)
 
-    trainer.reduce_per_replica = reduce
-    vars(model)["_maybe_symbolic_build"] = build
+    multi_worker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if multi_worker:
+        trainer.reduce_per_replica = reduce
+    if multi_worker or not all(layer.built for layer in flatten_layers(model)):
+        vars(model)["_maybe_symbolic_build"] = build
     try:
         yield
     finally:
         trainer.reduce_per_replica = reduce_per_replica
-        del vars(model)["_maybe_symbolic_build"]
+        vars(model).pop("_maybe_symbolic_build", None)
 
 
 def flatten_layers(model: Any) -> list[Any]:
     """All layers below `model`, nested to any depth, each once."""
     return list(model._flatten_layers(include_self=False))
+
+
+def settings_of_layers(model: Any) -> list[str]:
+    """Class and settings of every layer below `model`, but for names, seeds and what is nested."""
+    found = []
+    for layer in flatten_layers(model):
+        try:
+            config = layer.get_config()
+        except NotImplementedError:
+            config = {}
+        plain = (str, bool, int, float, tuple)
+        settings = {
+            key: value
+            for key, value in sorted(config.items())
+            if isinstance(value, plain) and key not in ("name", "seed")
+        }
+        found.append(f"{type(layer).__name__} {settings}")
+    return found
 
 
 def mask_of(tensor: Any) -> tf.Tensor | None:
@@ -124,6 +143,12 @@ def states_of(model: Any) -> list[Any]:
 def metric_variables(model: Any) -> list[Any]:
     """Variables that an evaluation of the loss may change."""
     return list(model.metrics_variables)
+
+
+def examples_of_loss(model: Any) -> float | None:
+    """Of how many examples a model's mean loss is, since its metrics were reset; None: unknown."""
+    tracker = getattr(model, "_loss_tracker", None)
+    return None if tracker is None else float(tracker.count.numpy())
 
 
 def uncast(variable: Any) -> tf.Variable:

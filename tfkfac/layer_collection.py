@@ -19,7 +19,7 @@ from tfkfac.blocks import (
 from tfkfac.cost import StepCost, WorkSchedule, block_costs, total
 from tfkfac.factors import METHODS
 from tfkfac.fallbacks import SKIPPED, fallback_blocks, within_loops, without_conflicts
-from tfkfac.hyperparameters import Range, require_choice, require_patterns
+from tfkfac.hyperparameters import Range, require_choice, require_integer, require_patterns
 from tfkfac.layer_patterns import matching, recurrent_forms, require_recurrent
 from tfkfac.placement_table import print_placement
 from tfkfac.registry import NotCoveredError, build_blocks
@@ -252,6 +252,8 @@ class LayerCollection:
                 only scanned and no number is given.
         """
         roles = self.roles
+        if workers is not None:
+            require_integer("workers", workers, minimum=1)
         if workers is not None or placement is not None:
             number = workers or (roles.placement.grid.workers if roles else 1)
             roles = Roles(self.curvature_blocks, number, placement or "comm_opt")

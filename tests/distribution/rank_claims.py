@@ -31,6 +31,8 @@ def main(folder: str) -> None:
     for claim, holds in {
         "unequal steps": unequal_steps,
         "unequal models": unequal_models,
+        "unequal settings": unequal_settings,
+        "built late": built_late,
         "wrapped": wrapped,
         "nan": nan,
         "scaled": scaled,
@@ -76,6 +78,46 @@ def unequal_models() -> None:
         "worker 1",
         "(6, 4)",
     )
+
+
+def unequal_settings() -> None:
+    activation = ("tanh", "relu")[hvd.rank()]
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, activation=activation)])
+    model.compile(tfkfac.KFAC(seed=0), "mse")
+    refused(lambda: model.fit(np.ones([4, 6]), np.ones([4, 3])), "layers", "relu", "tanh")
+    keras.backend.clear_session()
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile(tfkfac.KFAC(damping=(0.1, 0.2)[hvd.rank()]), "mse")
+    refused(lambda: model.fit(np.ones([4, 6]), np.ones([4, 3])), "arguments of KFAC", "damping")
+
+
+class BuiltLate(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = keras.layers.Dense(5, activation="tanh")
+        self.logits = keras.layers.Dense(4)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.logits(self.hidden(inputs))
+
+
+def built_late() -> None:
+    model = BuiltLate()
+    model.compile(tfkfac.KFAC(seed=0), NUMBERS.loss())
+    model.fit(data(own()), verbose=0)
+    weights = weights_of(model)
+    assert all(np.array_equal(each, weights) for each in hvd.allgather_object(weights))
+    model = BuiltLate()
+    model.compile(tfkfac.KFAC(seed=0), NUMBERS.loss())
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    refused(lambda: step(*next(iter(data(own())))), "built while a step is traced")
 
 
 def wrapped() -> None:
@@ -156,7 +198,21 @@ def halves() -> None:
 
 
 def logs() -> None:
-    """The same on all ranks, and printed by the first one, if nothing else is asked for."""
+    """Those of one process on all ranks; the first one prints, if nothing else is asked for."""
+    x, y = NUMBERS.arrays()
+    rows = slice(0, 8) if hvd.rank() == 0 else slice(8, 13)
+    model = NUMBERS.compiled()
+    found = model.fit(data(rows), validation_data=data(rows), verbose=0).history
+    whole = tf.data.Dataset.from_generator(
+        lambda: ((x[i], y[i]) for i in ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12])),
+        output_signature=(tf.TensorSpec([None, 6]), tf.TensorSpec([None], tf.int64)),
+    )
+    alone = dataclasses.replace(
+        NUMBERS, arguments={**NUMBERS.arguments, "distribution": "single"}
+    ).compiled()
+    expected = alone.fit(whole, validation_data=whole, verbose=0).history
+    for key in ("loss", "val_loss"):
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-5)
     model = NUMBERS.compiled()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         history = model.fit(data(own()), epochs=2).history["loss"]

@@ -1,6 +1,6 @@
-"""Rank 1 fails in the middle of training: it dies, or falls asleep.
+"""Rank 1 fails in the middle of training: it dies, falls asleep, or has no more data.
 
-horovodrun -np 2 python rank_fails.py dies|sleeps
+horovodrun -np 2 python rank_fails.py dies|sleeps|ends
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import horovod.tensorflow as hvd
 import keras
+import tensorflow as tf
 from cases import CASES
 
 from tfkfac.callbacks import StopIfLate
 
-FAILURES = {"dies": lambda: os._exit(7), "sleeps": lambda: time.sleep(100)}
+FAILURES = {"dies": lambda: os._exit(7), "sleeps": lambda: time.sleep(100), "ends": lambda: None}
 
 
 class Fails(keras.callbacks.Callback):
@@ -31,4 +32,7 @@ class Fails(keras.callbacks.Callback):
 hvd.init()
 model = CASES["numbers"].compiled()
 callbacks = [Fails(), StopIfLate(seconds=8)]
-model.fit(*CASES["numbers"].arrays(), batch_size=4, epochs=50, verbose=0, callbacks=callbacks)
+data = tf.data.Dataset.from_tensor_slices(tuple(CASES["numbers"].arrays())).batch(4)
+if sys.argv[1] == "ends":
+    data = data.take(5 - 2 * hvd.rank()).filter(lambda x, y: True)  # of unknown length
+model.fit(data, epochs=50, verbose=0, callbacks=callbacks)

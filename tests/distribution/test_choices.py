@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
-from tfkfac.callbacks.stop_if_late import Position, late_workers
+from tfkfac.callbacks.stop_if_late import Position, late_workers, out_of_data
 from tfkfac.distribution.agreement import require_same
 from tfkfac.distribution.choice import workers_of
 from tfkfac.distribution.workers import Alone
@@ -29,6 +29,16 @@ def test_insisting_on_what_is_not_there(distribution: str, words: str) -> None:
     model.compile(tfkfac.KFAC(distribution=distribution), "mse")
     with pytest.raises(ValueError, match=words):
         model.fit(np.ones([4, 3]), np.ones([4, 2]), verbose=0)
+
+
+def test_horovod_that_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(tfkfac.KFAC(), "mse")
+    with pytest.raises(ValueError, match=r"one of 2 processes.*hvd\.init\(\)"):
+        model.fit(np.ones([4, 3]), np.ones([4, 2]), verbose=0)
+    model.compile(tfkfac.KFAC(distribution="single"), "mse")
+    model.fit(np.ones([4, 3]), np.ones([4, 2]), verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -85,20 +95,28 @@ def test_workers_that_disagree_are_named() -> None:
 
 
 def test_a_rank_between_two_batches_is_late() -> None:
-    before = [Position(4, 1, 1), Position(4, 0, 1), Position(4, 1, 1)]
-    now = [Position(4, 1, 2), Position(4, 0, 2), Position(4, 1, 2)]
+    before = [Position(4, 1, 0, 1), Position(4, 0, 0, 1), Position(4, 1, 0, 1)]
+    now = [Position(4, 1, 0, 2), Position(4, 0, 0, 2), Position(4, 1, 0, 2)]
     assert late_workers(before, now) == [1]
 
 
 def test_a_silent_rank_is_late() -> None:
-    before = [Position(4, 1, 1), Position(4, 1, 1), None]
-    now = [Position(4, 1, 2), Position(4, 1, 1), None]
+    before = [Position(4, 1, 0, 1), Position(4, 1, 0, 1), None]
+    now = [Position(4, 1, 0, 2), Position(4, 1, 0, 1), None]
     assert late_workers(before, now) == [1, 2]
 
 
 def test_ranks_that_wait_together() -> None:
-    before = [Position(4, 1, 1), Position(4, 1, 1)]
-    assert late_workers(before, [Position(4, 1, 2), Position(4, 1, 3)]) == []
+    before = [Position(4, 1, 0, 1), Position(4, 1, 0, 1)]
+    assert late_workers(before, [Position(4, 1, 0, 2), Position(4, 1, 0, 3)]) == []
+
+
+def test_a_worker_without_data_is_not_one_that_is_ahead() -> None:
+    in_last_batch = Position(5, 1, 0, 9)
+    assert out_of_data(in_last_batch, [in_last_batch, Position(6, 0, 1, 9)]) == []
+    assert out_of_data(in_last_batch, [in_last_batch, Position(5, 0, 1, 9), None]) == [1]
+    between_batches = Position(5, 0, 0, 9)
+    assert out_of_data(between_batches, [Position(5, 0, 1, 9)]) == []
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, "long", True])

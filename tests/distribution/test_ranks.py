@@ -64,6 +64,8 @@ def test_what_is_refused_and_what_is_kept(tmp_path: pathlib.Path) -> None:
     for claim in (
         "unequal steps",
         "unequal models",
+        "unequal settings",
+        "built late",
         "wrapped",
         "nan",
         "scaled",
@@ -85,6 +87,12 @@ def test_what_is_refused_and_what_is_kept(tmp_path: pathlib.Path) -> None:
 def test_a_dead_rank_ends_the_run() -> None:
     with pytest.raises(RuntimeError, match=r"Process name: 1"):
         run_ranks("rank_fails.py", 2, "dies", timeout=120)
+
+
+def test_a_rank_without_data_is_named() -> None:
+    """Where the number of steps is not known beforehand."""
+    with pytest.raises(RuntimeError, match=r"worker\(s\) 1 ran out of data after 3 batches"):
+        run_ranks("rank_fails.py", 2, "ends", timeout=120)
 
 
 def test_a_late_rank_is_named() -> None:

@@ -17,7 +17,7 @@ def kfac_of(model: Any, callback: str) -> Any:
     """
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if not hasattr(optimizer, "layer_collection"):
+    if not hasattr(type(optimizer), "layer_collection"):
         raise ValueError(
             f"{callback} looks at tfkfac.KFAC, but the model is trained with {optimizer!r}; "
             "compile it with tfkfac.KFAC, or leave the callback out."

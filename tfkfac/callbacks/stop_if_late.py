@@ -20,11 +20,13 @@ class Position(NamedTuple):
     Attributes:
         batches: That it has finished.
         within: Whether it is in a batch (1), or between two (0).
+        epochs: That it has finished.
         beat: Counts the times that it told so: a process that stands still tells nothing.
     """
 
     batches: int
     within: int
+    epochs: int
     beat: int
 
 
@@ -57,7 +59,7 @@ class StopIfLate(keras.callbacks.Callback):
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
             raise ValueError(f"Argument `seconds` must be a number > 0, got {seconds!r}.")
         self.seconds = float(seconds)
-        self._position = Position(0, 0, 0)
+        self._position = Position(0, 0, 0, 0)
         self._moved = time.monotonic()
         self._ended = threading.Event()
 
@@ -87,6 +89,11 @@ class StopIfLate(keras.callbacks.Callback):
         del batch, logs
         self._move(self._position._replace(batches=self._position.batches + 1, within=0))
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Notes it."""
+        del epoch, logs
+        self._move(self._position._replace(within=0, epochs=self._position.epochs + 1))
+
     def _move(self, position: Position) -> None:
         self._position, self._moved = position, time.monotonic()
 
@@ -98,19 +105,26 @@ class StopIfLate(keras.callbacks.Callback):
             beat += 1
             heartbeat.tell(self._position._replace(beat=beat))
             waited = time.monotonic() - self._moved
+            without_data = out_of_data(self._position, heartbeat.of_all())
+            if without_data:
+                self._end(
+                    f"tfkfac: worker(s) {', '.join(map(str, without_data))} ran out of data after "
+                    f"{self._position.batches} batches, while others have more. Every worker takes "
+                    "part in every step: give all the same number of batches (`.repeat()` and "
+                    "steps_per_epoch=..., or `.take(n)`)."
+                )
             if waited <= self.seconds or not self._position.within:
                 seen, seen_at = heartbeat.of_all(), time.monotonic()
             elif time.monotonic() - seen_at > self.seconds / 2.0:
-                self._end(late_workers(seen, heartbeat.of_all()), waited)
+                late = ", ".join(map(str, late_workers(seen, heartbeat.of_all())))
+                who = f"worker(s) {late}" if late else "an exchange of all workers"
+                self._end(
+                    f"tfkfac: batch {self._position.batches + 1} has waited for {who} for "
+                    f"{waited:.0f} s, longer than StopIfLate(seconds={self.seconds:g}) allows."
+                )
 
-    def _end(self, late: list[int], waited: float) -> None:
-        who = f"worker(s) {', '.join(map(str, late))}" if late else "an exchange of all workers"
-        print(
-            f"tfkfac: batch {self._position.batches + 1} has waited for {who} for {waited:.0f} s, "
-            f"longer than StopIfLate(seconds={self.seconds:g}) allows. This worker ends.",
-            file=sys.stderr,
-            flush=True,
-        )
+    def _end(self, why: str) -> None:
+        print(f"{why} This worker ends.", file=sys.stderr, flush=True)
         os._exit(EXIT_STATUS)
 
 
@@ -133,3 +147,20 @@ def late_workers(before: list[Position | None], now: list[Position | None]) -> l
         return silent
     places = [told[:2] for told in now if told is not None]
     return [who for who, place in enumerate(places) if place < max(places)]
+
+
+def out_of_data(own: Position, told: list[Position | None]) -> list[int]:
+    """Who has ended an epoch in which this worker has begun a batch that they do not have.
+
+    Args:
+        own: Where this worker is.
+        told: Where all say they are.
+    """
+    return [
+        who
+        for who, other in enumerate(told)
+        if other is not None
+        and own.within
+        and other.epochs > own.epochs
+        and other.batches <= own.batches
+    ]

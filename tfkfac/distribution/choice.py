@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import tensorflow as tf
@@ -25,9 +26,10 @@ def workers_of(distribution: str, strategy: tf.distribute.Strategy) -> Workers:
     Raises:
         ValueError: What was insisted on is not there, or both are.
     """
-    replicas = strategy.num_replicas_in_sync
     ranks = ranks_of_horovod()
     mirrored = has_replicas(strategy)
+    if distribution == "auto" and not mirrored:
+        _require_initialised_horovod()
     if distribution == "single" or (distribution == "auto" and ranks == 1 and not mirrored):
         return Alone()
     if distribution == "strategy" or (distribution == "auto" and ranks == 1):
@@ -38,10 +40,11 @@ def workers_of(distribution: str, strategy: tf.distribute.Strategy) -> Workers:
                 "within `with strategy.scope():`."
             )
         return Replicas(strategy)
-    if replicas > 1:
+    if mirrored:
         raise ValueError(
-            f"There are {ranks} Horovod ranks, and {replicas} replicas of a tf.distribute strategy "
-            "in each. Use one of both."
+            f"There are {ranks} Horovod ranks, and in each a {type(strategy).__name__} with "
+            f"{strategy.num_replicas_in_sync} replicas. Use one of both: make the model outside of "
+            "the strategy's scope, or start the program without horovodrun."
         )
     horovod = sys.modules.get("horovod.tensorflow")
     if horovod is None or not horovod.is_initialized():
@@ -75,6 +78,23 @@ def ranks_of_horovod() -> int:
     """The number of ranks; 1 where Horovod is not initialised."""
     horovod = sys.modules.get("horovod.tensorflow")
     return horovod.size() if horovod is not None and horovod.is_initialized() else 1
+
+
+def _require_initialised_horovod() -> None:
+    """Raises if ``horovodrun`` has started several processes that know nothing of each other.
+
+    Raises:
+        ValueError: Each of them would train a model of its own.
+    """
+    ranks = os.environ.get("HOROVOD_SIZE", "1")
+    horovod = sys.modules.get("horovod.tensorflow")
+    if ranks not in ("", "1") and (horovod is None or not horovod.is_initialized()):
+        raise ValueError(
+            f"This is one of {ranks} processes that horovodrun has started, but Horovod is not "
+            "initialised: each of them would train a model of its own. Put `import "
+            "horovod.tensorflow as hvd; hvd.init()` in front; if they are to train apart, use "
+            'KFAC(distribution="single").'
+        )
 
 
 def require_unwrapped(optimizer_class: type) -> None:
