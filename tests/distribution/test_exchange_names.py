@@ -19,6 +19,11 @@ class Pretended:
         self.names: list[str] = []
         self.sets: list[list[int]] = []
 
+    class ProcessSet:
+        def __init__(self, ranks: list[int]) -> None:
+            self.ranks = ranks
+            self.process_set_id = -1
+
     def size(self) -> int:
         return 4
 
@@ -30,7 +35,7 @@ class Pretended:
         if ranks in self.sets:
             raise ValueError("duplicate process set")
         self.sets.append(ranks)
-        return object()
+        return self.ProcessSet(ranks)
 
     def allgather(self, tensor: tf.Tensor, name: str, **options: Any) -> tf.Tensor:
         del options
@@ -40,8 +45,10 @@ class Pretended:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
-    monkeypatch.setattr(Ranks, "_process_sets", {})
-    return Pretended()
+    horovod = Pretended()
+    numbers = staticmethod(lambda: {tuple(ranks): i for i, ranks in enumerate(horovod.sets)})
+    monkeypatch.setattr(Ranks, "_numbers_of_process_sets", numbers)
+    return horovod
 
 
 @pytest.mark.parametrize("own", [[2, 0, 2, 0], [0, 3, 0, 3]])

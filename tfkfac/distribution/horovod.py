@@ -73,15 +73,20 @@ class Ranks(Workers):
 
     def _process_set_of(self, group: tuple[int, ...]) -> Any:
         """Another optimizer's or the user's own if there is one: Horovod refuses a second."""
+        number = self._numbers_of_process_sets().get(group)
+        if number is None:
+            return self._horovod.add_process_set(list(group))
+        found = self._horovod.ProcessSet(list(group))
+        found.process_set_id = number
+        return found
+
+    @staticmethod
+    def _numbers_of_process_sets() -> dict[tuple[int, ...], int]:
+        """Ranks → the number by which Horovod knows their process set."""
         from horovod.common import process_sets
 
         present = process_sets._basics._get_process_set_ids_and_ranks()
-        for number, ranks in present.items():
-            if tuple(ranks) == group:
-                found = self._horovod.ProcessSet(list(group))
-                found.process_set_id = number
-                return found
-        return self._horovod.add_process_set(list(group))
+        return {tuple(ranks): number for number, ranks in present.items()}
 
     def sum(self, tensors: Sequence[Any]) -> list[Any]:
         """One all-reduce for each dtype; rows are gathered."""
