@@ -20,7 +20,7 @@ from cases import CASES
 
 from tfkfac.callbacks import StopIfLate
 
-FAILURES = {"dies": lambda: os._exit(7), "sleeps": lambda: time.sleep(100), "ends": lambda: None}
+FAILURES = {"dies": lambda: os._exit(7), "sleeps": lambda: time.sleep(300), "ends": lambda: None}
 
 
 class Fails(keras.callbacks.Callback):
@@ -31,7 +31,7 @@ class Fails(keras.callbacks.Callback):
 
 hvd.init()
 model = CASES["numbers"].compiled()
-callbacks = [Fails(), StopIfLate(seconds=8)]
+callbacks = [Fails(), StopIfLate(seconds=25)]
 data = tf.data.Dataset.from_tensor_slices(tuple(CASES["numbers"].arrays())).batch(4)
 if sys.argv[1] == "ends":
     data = data.take(5 - 2 * hvd.rank()).filter(lambda x, y: True)  # of unknown length

@@ -119,7 +119,7 @@ def test_a_model_saved_between_micro_batches_goes_on_alone(tmp_path: pathlib.Pat
 def test_a_failing_process_is_named(how: str, told: str, tmp_path: pathlib.Path) -> None:
     first, second = start(tmp_path, how, ("numbers",))
     try:
-        output = first.communicate(timeout=120)[0]
+        output = first.communicate(timeout=240)[0]
     finally:
         second.kill()
         second.communicate()

@@ -49,7 +49,7 @@ def main(folder: str, how: str, placement: str, *names: str) -> None:
             "drift": drift,
             "save": save,
             "dies": lambda model, case: fails(model, case, lambda: os._exit(7)),
-            "sleeps": lambda model, case: fails(model, case, lambda: time.sleep(100)),
+            "sleeps": lambda model, case: fails(model, case, lambda: time.sleep(300)),
         }[how](model, case)
         np.save(pathlib.Path(folder) / f"{name}.{index}.npy", weights_of(model))
 
@@ -108,7 +108,7 @@ def fails(model: keras.Model, case: Case, failure: Callable[[], object]) -> None
             failure()
 
     failing = keras.callbacks.LambdaCallback(on_train_batch_end=after)
-    late = tfkfac.callbacks.StopIfLate(seconds=8)
+    late = tfkfac.callbacks.StopIfLate(seconds=25)
     model.fit(batches(case), epochs=50, verbose=0, callbacks=[failing, late])
 
 

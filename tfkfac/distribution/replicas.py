@@ -28,6 +28,9 @@ class Replicas(Workers):
         self._strategy = strategy
         self.number = strategy.num_replicas_in_sync
         self.process, self.processes = _process_of(strategy)
+        self._exchanged = tf.function(
+            lambda numbers: strategy.run(self.exchange, args=(numbers,)), reduce_retracing=True
+        )
 
     def conduct(self, step: Callable[..., None], *own: Any) -> None:
         """Merges the replicas: a branch may lead to an exchange only outside of them."""
@@ -91,8 +94,7 @@ class Replicas(Workers):
 
     def _rows_of_processes(self, numbers: tf.Tensor) -> tf.Tensor:
         """``[k]`` of every process → ``[P, k]``."""
-        exchanged = tf.function(lambda: self._strategy.run(self.exchange, args=(numbers,)))
-        of_replicas = self.first(exchanged())
+        of_replicas = self.first(self._exchanged(numbers))
         return of_replicas[:: self.number // self.processes]
 
     def exchange(self, numbers: tf.Tensor) -> tf.Tensor:
