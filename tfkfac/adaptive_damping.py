@@ -163,8 +163,11 @@ class AdaptiveDamping(SavedState):
         return (self._settled < SETTLED) & (self._taken_back < _MOST_TAKEN_BACK)
 
     def _look_is_due(self) -> tf.Tensor:
-        """Whether the loss is evaluated after this step."""
-        every = tf.equal((self._updates + 1) % self.levenberg_marquardt.every, 0)
+        """Whether the loss is evaluated after this step.
+
+        By default these are steps in which the learning rate is measured anyway: both take q.
+        """
+        every = tf.equal(self._moves % self.levenberg_marquardt.every, 0)
         return self._is_searching() | every
 
     def _change_of_loss(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
