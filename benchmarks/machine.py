@@ -45,6 +45,32 @@ def peak_megabytes() -> float:
     return float(peak.split()[1]) / 1024
 
 
+class OtherWork:
+    """What else the machine does while something is measured: other programs, other guests.
+
+    By the kernel's own count, on Linux; elsewhere nothing is known of it.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float | None:
+        """Of all processors since the beginning, in [0, 1]; None if unknown."""
+        if self._before is None:
+            return None
+        busy, own, whole = (b - a for a, b in zip(self._before, self._now(), strict=True))
+        return max(0.0, busy - own) / max(whole, 1e-9)
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds of all processors: at work, at work for this program, altogether."""
+        counts = pathlib.Path("/proc/stat")
+        if not counts.exists():
+            return None
+        ticks = [int(number) for number in counts.read_text().split("\n")[0].split()[1:9]]
+        idle, second = ticks[3] + ticks[4], os.sysconf("SC_CLK_TCK")
+        return (sum(ticks) - idle) / second, sum(os.times()[:4]), sum(ticks) / second
+
+
 def description() -> dict[str, Any]:
     """Machine, versions and commit, for the head of a report."""
     return {

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import machine
 from benchmarks.zoo import __main__ as command_line
 from benchmarks.zoo import data, tuning
 from benchmarks.zoo.budget import Budget
@@ -17,7 +22,7 @@ from benchmarks.zoo.data import Examples
 from benchmarks.zoo.optimizers import CENTRES, optimizer, rates
 from benchmarks.zoo.problems import PROBLEMS
 from benchmarks.zoo.results import Results
-from benchmarks.zoo.runner import missing, run_all
+from benchmarks.zoo.runner import Runner, missing, run_all
 from benchmarks.zoo.training import Setting, compiled, train
 
 PROBLEM = PROBLEMS["digits-mlp"]
@@ -122,6 +127,39 @@ def test_what_is_in_the_file_is_not_made_again(
     assert start() == everything[kept:]
     assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("loads", "kept"), [([0.02], 0.02), ([0.5, 0.02], 0.02), ([0.5, 0.3, 0.4, 0.0], 0.3)]
+)
+def test_what_was_disturbed_is_made_again(
+    loads: list[float], kept: float, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most twice; the most quiet one counts."""
+    left = list(loads)
+    monkeypatch.setattr(
+        "benchmarks.zoo.runner.train", lambda *_: run_of(SGD, 1.0) | {"others": left.pop(0)}
+    )
+    with Runner(Results(tmp_path / "zoo.json"), 1.0) as runner:
+        assert runner.get(PROBLEM, PROBLEM.examples(None))(SGD)["others"] == kept
+    assert len(left) == len(loads) - min(len(loads), 3)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/stat").exists(), reason="the kernel does not tell")
+def test_the_work_of_others_is_seen() -> None:
+    others = machine.OtherWork()
+    code = "import time; end = time.monotonic() + 1.0\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", code]):
+        time.sleep(0.9)
+        share = others.share()
+    assert share is not None
+    assert 0.3 / (os.cpu_count() or 1) < share <= 1.0
+
+
+def test_ones_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [(10.0, 1.0, 100.0), (16.0, 5.0, 108.0)]  # busy, of that one's own, all there is
+    monkeypatch.setattr(machine.OtherWork, "_now", lambda _: counts.pop(0))
+    assert machine.OtherWork().share() == (6.0 - 4.0) / 8.0
 
 
 def test_seven_rates_then_three_then_three_seeds(trained: list[Setting]) -> None:

@@ -103,6 +103,13 @@ def test_the_target_is_what_both_reach() -> None:
     assert found.ends().value == pytest.approx(1 / 3)
 
 
+def test_rounding_errors_are_no_target() -> None:
+    """Below one in a million all have arrived."""
+    kfac = [run("KFAC", [1.0, 1e-7, 1e-8], seed=seed) for seed in range(3)]
+    sgd = [run("SGD", [1.0, 1e-5, 1e-9], rate=0.1, seed=seed) for seed in range(3)]
+    assert compare([*kfac, *sgd], "hills", BUDGET).target == 1e-6
+
+
 def test_kfac_may_be_the_one_that_sets_the_target() -> None:
     adam = [run("Adam", [9, 2, 0.5, 0.1], rate=1e-3, seed=seed) for seed in range(3)]
     found = compare([*KFAC, *SGD, *adam], "hills", BUDGET)

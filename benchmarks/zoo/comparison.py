@@ -83,6 +83,11 @@ class Ratio:
         return self.kfac < self.other
 
 
+RESOLUTION = 1e-6
+"""Losses below are rounding errors: in single precision the cross-entropy of an example is 0 or a
+multiple of 1.2e-7."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """All optimizers on a problem.
@@ -104,12 +109,12 @@ class Comparison:
     def target(self) -> float | None:
         """The lowest smoothed loss that KFAC and the best first-order optimizer both reach.
 
-        None where one of them has no run.
+        None where one of them has no run. Not below `RESOLUTION`, where all have arrived.
         """
         if "KFAC" not in self.standings or not self.first_order:
             return None
         best = min(each.lowest for each in self.first_order.values())
-        return max(self.standings["KFAC"].lowest, best)
+        return max(self.standings["KFAC"].lowest, best, RESOLUTION)
 
     def updates(self) -> Ratio:
         """Updates to the target."""

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.zoo import networks
 from benchmarks.zoo.budget import Budget
 from benchmarks.zoo.curves import LossCurve, curve_in_file, rounded
@@ -68,6 +69,7 @@ def train(problem: Problem, examples: Examples, setting: Setting) -> dict[str, A
     curve = LossCurve(setting.budget, problem.smoothing)
     # Before the curve: forgetting what was read is not part of a step.
     callbacks = [FreshStreams(examples.batches(problem.batch_size))] if examples.streams else []
+    others = machine.OtherWork()
     model.fit(
         examples.training(problem.batch_size, setting.seed),
         steps_per_epoch=setting.budget.updates,
@@ -75,12 +77,14 @@ def train(problem: Problem, examples: Examples, setting: Setting) -> dict[str, A
         shuffle=False,  # Done already.
         verbose=0,
     )
+    share = others.share()
     evaluated = model.evaluate(
         examples.evaluation(problem.batch_size), callbacks=callbacks, verbose=0
     )
     keras.backend.clear_session()
     gc.collect()
-    return setting.in_file() | outcome(curve, problem.smoothing) | {"evaluated": _finite(evaluated)}
+    told = {"evaluated": _finite(evaluated), "others": share and rounded(share)}
+    return setting.in_file() | outcome(curve, problem.smoothing) | told
 
 
 def outcome(curve: LossCurve, smoothing: int) -> dict[str, Any]:
