@@ -107,7 +107,7 @@ class KFAC(InverseTurns):
         damping: Any = "auto",
         *,
         learning_rate_update_every: int = 5,
-        factor_decay: Any = 0.95,
+        factor_decay: Any = 0.9,
         factor_update_every: int = 10,
         inverse_update_every: int = 20,
         fisher: str = "mc",
