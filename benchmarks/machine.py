@@ -49,9 +49,13 @@ class OtherWork:
     """What else the machine does while something is measured: other programs, other guests.
 
     By the kernel's own count, on Linux; elsewhere nothing is known of it.
+
+    Args:
+        counts: Where the kernel tells.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counts: pathlib.Path = pathlib.Path("/proc/stat")) -> None:
+        self._counts = counts
         self._before = self._now()
 
     def share(self) -> float | None:
@@ -63,10 +67,9 @@ class OtherWork:
 
     def _now(self) -> tuple[float, float, float] | None:
         """Seconds of all processors: at work, at work for this program, altogether."""
-        counts = pathlib.Path("/proc/stat")
-        if not counts.exists():
+        if not self._counts.exists():
             return None
-        ticks = [int(number) for number in counts.read_text().split("\n")[0].split()[1:9]]
+        ticks = [int(number) for number in self._counts.read_text().split("\n")[0].split()[1:9]]
         idle, second = ticks[3] + ticks[4], os.sysconf("SC_CLK_TCK")
         return (sum(ticks) - idle) / second, sum(os.times()[:4]), sum(ticks) / second
 

@@ -11,8 +11,10 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from steps import attached
 
 import tfkfac
+from tfkfac.local_model import LocalModel
 
 layers = keras.layers
 AUTO = {"learning_rate": "auto", "momentum": "auto", "damping": "auto"}
@@ -229,6 +231,33 @@ def test_looks_every_so_many_updates_once_the_damping_serves() -> None:
         model.train_on_batch(x, y)
         looks.append(_Counting.calls - before - 1)
     assert looks == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_damping_and_learning_rate_look_at_one_quadratic_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By default q is measured once in five steps, for both."""
+    planes, looks = [], []
+    measure, evaluate = LocalModel.plane, tfkfac.KFAC._change_of_loss
+
+    def plane(model: LocalModel, *arguments: Any) -> Any:
+        planes.append(int(optimizer._updates))
+        return measure(model, *arguments)
+
+    def change(optimizer: tfkfac.KFAC, *arguments: Any) -> Any:
+        looks.append(int(optimizer._updates))
+        return evaluate(optimizer, *arguments)
+
+    monkeypatch.setattr(LocalModel, "plane", plane)
+    monkeypatch.setattr(tfkfac.KFAC, "_change_of_loss", change)
+    optimizer = tfkfac.KFAC(seed=0)
+    model = attached(optimizer)
+    optimizer.build(model.trainable_variables)
+    optimizer._settled.assign(100)
+    optimizer._updates.assign(20)  # after the beginning, when all is measured more often
+    for _ in range(10):
+        model.train_on_batch(*models.vectors())
+    assert planes == looks == [20, 25]
 
 
 def test_a_step_that_fails_is_taken_back_and_the_damping_raised() -> None:

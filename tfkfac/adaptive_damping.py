@@ -25,6 +25,8 @@ class AdaptiveDamping(SavedState):
         levenberg_marquardt: The rule that λ follows, if it is one of them.
     """
 
+    burn_in: int
+
     damping = Hyperparameter(Range(0.0, open_below=True, automatic=True), start=1.0)
 
     def __init__(self, *, damping: Any, **kwargs: Any) -> None:
@@ -157,6 +159,11 @@ class AdaptiveDamping(SavedState):
             return tf.constant(True)
 
         return tf.cond(self._look_is_due(), look, only_go)
+
+    @property
+    def _moves(self) -> tf.Tensor:
+        """Updates so far that moved the weights; below 0 during the burn-in."""
+        return self._updates - self.burn_in
 
     def _is_searching(self) -> tf.Tensor:
         """Whether a λ that serves is still sought."""

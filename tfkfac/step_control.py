@@ -24,8 +24,6 @@ from tfkfac.units import per_example
 class StepControl(AdaptiveDamping):
     """The part of KFAC that chooses α, μ and ν (mathematics.md §3, §5)."""
 
-    burn_in: int
-
     momentum = Hyperparameter(Range(0.0, 1.0, open_above=True, automatic=True))
     learning_rate_update_every = Hyperparameter(Range(1, integer=True))
     kl_clip = Hyperparameter(
@@ -97,11 +95,6 @@ class StepControl(AdaptiveDamping):
         """What `get_config` tells of learning rate and damping."""
         automatic = {"learning_rate": AUTO} if "learning_rate" in self.automatic else {}
         return automatic | self._damping_config()
-
-    @property
-    def _moves(self) -> tf.Tensor:
-        """Updates so far that moved the weights; below 0 during the burn-in."""
-        return self._updates - self.burn_in
 
     # --- one step --------------------------------------------------------------------------
 

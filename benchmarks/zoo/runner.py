@@ -110,13 +110,13 @@ def size_of(budget: Budget) -> float:
     return budget.updates if budget.seconds is None else budget.seconds
 
 
-def is_quiet(run: Run) -> bool:
-    """Whether hardly anything else was running, as far as that is known."""
-    return (run.get("others") or 0.0) <= QUIET
+def disturbance(run: Run) -> float:
+    """The share of the processors that something else had during a run, as far as that is known."""
+    return run["others"] or 0.0
 
 
 QUIET = 0.1
-"""The share of the processors that something else may have had during a run."""
+"""The `disturbance` up to which a run is not made again."""
 
 TRIES = 3
 """Runs of a setting, at most; the most quiet one counts."""
@@ -165,11 +165,13 @@ class Runner:
             rate = "" if setting.learning_rate is None else f" {setting.learning_rate:g}"
             label = f"{problem.name}: {setting.optimizer}{rate}, seed {setting.seed}"
             runs: list[Run] = []
-            while len(runs) < TRIES and not any(is_quiet(run) for run in runs):
+            while len(runs) < TRIES:
                 again = " (again: something else was running)" if runs else ""
                 self._bar.update(self._task, description=label + again)
                 runs.append(train(problem, examples, setting))
-            return min(runs, key=lambda run: run.get("others") or 0.0)
+                if disturbance(runs[-1]) <= QUIET:
+                    break
+            return min(runs, key=disturbance)
 
         def get(setting: Setting) -> Run:
             known = self._results.find(setting) is not None

@@ -25,19 +25,11 @@ def weights_alone(name: str) -> np.ndarray:
 
 
 def assert_as_alone(name: str, weights: np.ndarray) -> None:
-    """To 1e-12 of the largest weight, some of which grow large; where training is unstable 1e-10.
-
-    There a change of a weight by 1e-16 before the first step comes out as large.
-    """
+    """To 1e-12 of the largest weight, some of which grow large."""
     expected = weights_alone(name)
-    accuracy = 1e-10 if name in UNSTABLE else 1e-12
     np.testing.assert_allclose(
-        weights, expected, rtol=0, atol=accuracy * max(1, np.abs(expected).max())
+        weights, expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max())
     )
-
-
-UNSTABLE = ("two-losses",)
-"""Cases that magnify rounding."""
 
 
 def fast_ones_first(names: Iterable[str], fast: Iterable[str]) -> list[Any]:
