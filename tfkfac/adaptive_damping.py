@@ -10,14 +10,14 @@ import tensorflow as tf
 
 from tfkfac.blocks import Block, CurvatureBlock
 from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, in_units_of, ratio_of
+from tfkfac.failures import Failures
 from tfkfac.hyperparameters import Hyperparameter, Range
 from tfkfac.local_model import Batch, LocalModel
-from tfkfac.saved_state import SavedState
 from tfkfac.second_look import loss_at_present_weights
 from tfkfac.units import share_of_mean
 
 
-class AdaptiveDamping(SavedState):
+class AdaptiveDamping(Failures):
     """The part of KFAC that keeps λ (mathematics.md §6).
 
     Attributes:
@@ -41,7 +41,6 @@ class AdaptiveDamping(SavedState):
         self._ratio = self._add_count("reduction_ratio", "float32")
         self._settled = self._add_count("settled", "int64")
         self._taken_back = self._add_count("taken_back", "int64")
-        self._jumped = self._add_count("damping_jumped", "int64")
         self._unit = self._add_count("mean_eigenvalue", "float32", "ones")
         blocks = self.layer_collection.curvature_blocks
         self._eigenvalues = self.add_variable(
@@ -90,10 +89,6 @@ class AdaptiveDamping(SavedState):
         (means,) = self.workers.first(self.workers.sum(self.workers.each(own)))
         self._eigenvalues.assign(means)
 
-    def _damping_jumped(self) -> tf.Tensor:
-        """Whether λ was raised since the last step, so that no inverse fits it any more."""
-        return self._jumped > 0
-
     def _damping_config(self) -> dict[str, Any]:
         """What `get_config` tells of a rule that is not the usual one."""
         if "damping" not in self.automatic or self.levenberg_marquardt == LevenbergMarquardt():
@@ -141,7 +136,7 @@ class AdaptiveDamping(SavedState):
             adapted = tf.where(searching, damping, rule.adapted(damping, *cast))
             adapted = tf.where(fails, RAISE * damping, adapted)
             AdaptiveDamping.damping.record(self, rule.bounded(adapted, self._unit))
-            self._jumped.assign(tf.cast(fails, tf.int64))  # until the inverses have followed
+            self._stale_inverses.assign(tf.cast(fails, tf.int64))  # for no inverse fits this λ
             self._taken_back.assign_add(tf.cast(fails, tf.int64))
             self._settled.assign(tf.where(fails, tf.zeros_like(self._settled), self._settled + 1))
 

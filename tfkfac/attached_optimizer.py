@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfkfac import keras_internals, recurrent_pass
 from tfkfac.blocks import RecurrentBlock
 from tfkfac.callbacks.all_ranks import AllRanks
+from tfkfac.callbacks.stop_if_failing import StopIfFailing
 from tfkfac.callbacks.stop_if_late import StopIfLate
 from tfkfac.capture import Recorder
 from tfkfac.distribution.choice import has_replicas, is_over_horovod, require_unwrapped, workers_of
@@ -120,15 +121,13 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         self._model_reference = lambda: None
 
     def arguments_of_fit(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What `fit` is given otherwise than it was: with several processes callbacks of their own.
+        """What `fit` is given otherwise than it was: more callbacks.
 
-        One of them prints.
+        With several processes one of them prints.
 
         Args:
             given: The arguments of `fit`, by name.
         """
-        if self.workers.processes == 1:
-            return {}
         adjusted = {"callbacks": self._callbacks_of_fit(given.get("callbacks"))}
         if given.get("verbose", "auto") == "auto" and self.workers.process > 0:
             adjusted["verbose"] = 0
@@ -142,11 +141,13 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         """
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
         own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
-        # First, since others wait for all workers.
-        first: list[Any] = [each for each in own if isinstance(each, StopIfLate)] or [StopIfLate()]
+        first: list[Any] = [StopIfFailing(self)]
+        if self.workers.processes > 1:  # before others, since these wait for all workers
+            first += [each for each in own if isinstance(each, StopIfLate)] or [StopIfLate()]
         if is_over_horovod(self.distribution):
             first.append(AllRanks(self.workers, self))
-        others = [each for each in own if not isinstance(each, StopIfLate)]
+        kinds = (StopIfFailing, StopIfLate, AllRanks)
+        others = [each for each in own if not isinstance(each, kinds)]
         if not is_list:
             return [*first, *others]
         for callback in first:
@@ -154,6 +155,10 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             callback.set_params(callbacks.params)
         own[:] = [*first, *others]
         return callbacks
+
+    @abc.abstractmethod
+    def raise_if_failing(self) -> None:
+        """Raises if training goes wrong again and again."""
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Record]:

@@ -124,18 +124,19 @@ class KroneckerInverse(abc.ABC):
         """Names of what is kept that are symmetric matrices."""
         return frozenset()
 
-    def fresh(self, averages: Averages, damping: tf.Tensor) -> list[tf.Tensor]:
-        """What is to be kept from now on.
+    def fresh(self, averages: Averages, damping: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """What is to be kept from now on, and whether it is new.
 
         It is what is kept already where a result has a non-finite entry, or while no use was seen
         (masked batches).
         """
         made = self.compute(averages, damping)
         usable = self.is_finite(made) & (averages["uses"] > 0)
-        return [
+        values = [
             tf.where(usable, value, variable)
             for value, variable in zip(made, self.variables, strict=True)
         ]
+        return values, usable
 
     def keep(self, fresh: Sequence[tf.Tensor]) -> None:
         """Keeps it."""
@@ -144,7 +145,7 @@ class KroneckerInverse(abc.ABC):
 
     def refresh(self, averages: Averages, damping: tf.Tensor) -> None:
         """Recomputes what is kept."""
-        self.keep(self.fresh(averages, damping))
+        self.keep(self.fresh(averages, damping)[0])
 
     def is_finite(self, fresh: list[tf.Tensor]) -> tf.Tensor:
         """Whether a result of `compute` may be kept, a boolean scalar."""

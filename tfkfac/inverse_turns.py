@@ -20,7 +20,7 @@ class InverseTurns(Gathering):
     inverse_update_every = Hyperparameter(Range(1, integer=True))
 
     def _refresh_inverses(self, model: LocalModel) -> None:
-        """Recomputes the inverses of the blocks whose turn it is; of all, if λ has jumped.
+        """Recomputes the inverses of the blocks whose turn it is; of all, if they are stale.
 
         Args:
             model: What the batch shows.
@@ -29,11 +29,11 @@ class InverseTurns(Gathering):
         turns = take_turns([block.refresh_cost for block in blocks])
         phases = tf.constant([phase for phase, _ in turns], tf.float64)
         due = is_due(self._moves, self.inverse_update_every, phases, self._shortest_round(model))
-        due |= self._damping_jumped()
+        due |= self._stale_inverses > 0
         for is_now, (_, positions) in zip(tf.unstack(due, len(turns)), turns, strict=True):
             turn = [blocks[position] for position in positions]
             tf.cond(is_now, functools.partial(self._refresh, turn), lambda: None)
-        self._jumped.assign(tf.zeros_like(self._jumped))
+        self._stale_inverses.assign(tf.zeros_like(self._stale_inverses))
 
     def _shortest_round(self, model: LocalModel) -> tf.Tensor:
         """The steps that a round of inverses costs as much as, by `INVERSE_SHARE`."""

@@ -36,6 +36,7 @@ class KeptState(AttachedOptimizer):
         self._counts: list[Any] = []
         self._common_variables: list[Any] = []
         self._partial_sums: list[Any] = []
+        self._seeds_of_model: list[Any] = []
 
     @abc.abstractmethod
     def _scan(self, model: Any) -> LayerCollection:
@@ -85,6 +86,7 @@ class KeptState(AttachedOptimizer):
         self._skipped_steps = self._add_count("skipped_steps", "int64")
         self._largest_batch = self._add_count("largest_batch", "float32")
         self._averaged = self._add_count("averaged", "int64")
+        self._stale_inverses = self._add_count("stale_inverses", "int64")
         self._division = Division(
             self.workers,
             self._collection.curvature_blocks,
@@ -96,6 +98,7 @@ class KeptState(AttachedOptimizer):
             self._collection.statistics_bytes = tf.dtypes.as_dtype(self.communication_dtype).size
         self._add_state()
         self._common_variables = list(self._variables)
+        self._seeds_of_model = keras_internals.seeds_of(model)  # which Keras keeps in no file
         for block in self._collection:
             block.build(
                 self.add_variable,

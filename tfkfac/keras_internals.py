@@ -136,7 +136,13 @@ def states_of(model: Any) -> list[Any]:
     """
     layers = [model, *flatten_layers(model)]
     found = [v for layer in layers for v in layer._non_trainable_variables]
-    found += [seeds.state for layer in layers for seeds in layer._seed_generators]
+    return list({id(variable): variable for variable in [*found, *seeds_of(model)]}.values())
+
+
+def seeds_of(model: Any) -> list[Any]:
+    """The states of the generators of a model's random numbers (of dropout, say), each once."""
+    layers = [model, *flatten_layers(model)]
+    found = [seeds.state for layer in layers for seeds in layer._seed_generators]
     return list({id(variable): variable for variable in found}.values())
 
 

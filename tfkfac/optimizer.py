@@ -87,6 +87,11 @@ class KFAC(InverseTurns):
             the share of them that does.
         communication_dtype: In which statistics are sent, "float16" or "bfloat16"; None for their
             own.
+        save_inverses: Whether files have the inverses. Without them a file has about half the
+            size, and all inverses are made anew in the first step after it was read.
+        max_consecutive_failures: How often in a row steps may be skipped because a gradient is not
+            finite, or the factors or the inverse of a layer may stay as they were for such a
+            reason, before `raise_if_failing` raises (which `fit` asks); None for no limit.
         distribution: Who makes the steps: "auto" finds the scope of a ``tf.distribute`` strategy
             and an initialised ``horovod.tensorflow``; "single", "strategy" and "horovod" insist.
         model: The model, where it is not introduced by ``model.compile`` (see `attach`).
@@ -121,6 +126,8 @@ class KFAC(InverseTurns):
         max_exact_outputs: int = 1024,
         placement: str | float = "comm_opt",
         communication_dtype: str | None = None,
+        save_inverses: bool = True,
+        max_consecutive_failures: int | None = 10,
         distribution: str = "auto",
         model: Any = None,
         seed: int | None = None,
@@ -155,6 +162,11 @@ class KFAC(InverseTurns):
         if communication_dtype is not None:
             require_choice("communication_dtype", communication_dtype, COMMUNICATION_DTYPES)
         self.communication_dtype = communication_dtype
+        if max_consecutive_failures is not None:
+            require_integer("max_consecutive_failures", max_consecutive_failures, minimum=1)
+        self.max_consecutive_failures = max_consecutive_failures
+        require_choice("save_inverses", save_inverses, (True, False))
+        self.save_inverses = save_inverses
         self.max_exact_outputs = require_integer("max_exact_outputs", max_exact_outputs, minimum=1)
         if seed is not None:
             Range(integer=True).check("seed", seed)
@@ -234,7 +246,7 @@ class KFAC(InverseTurns):
         tf.cond(
             linalg.all_finite(*values),
             lambda: self._step(model, self.workers.each(self._clip, gradients)),
-            self._skip_step,
+            lambda: self._skip_step(model.variables, gradients),
         )
 
     def _step(self, model: LocalModel, gradients: Any) -> None:
@@ -264,14 +276,11 @@ class KFAC(InverseTurns):
         else:
             move()
         self._updates.assign_add(1)
+        self._note_success()
 
     def _clip(self, gradients: Sequence[Any]) -> list[Any]:
         """Keras' ``clipnorm``, ``clipvalue`` and ``global_clipnorm``."""
         return list(self._clip_gradients(gradients))
-
-    def _skip_step(self) -> None:
-        """A gradient is not finite: nothing changes but the count of such steps."""
-        self._skipped_steps.assign_add(1)
 
     def _average_weights(self) -> None:
         """Keras' ``use_ema``; the average begins with the first update that moves the weights."""
@@ -323,6 +332,8 @@ class KFAC(InverseTurns):
             max_exact_outputs=self.max_exact_outputs,
             placement=self.placement,
             communication_dtype=self.communication_dtype,
+            save_inverses=self.save_inverses,
+            max_consecutive_failures=self.max_consecutive_failures,
             distribution=self.distribution,
             seed=self.seed,
         )

@@ -12,6 +12,10 @@ import numpy as np
 
 from tfkfac.kept_state import KeptState
 
+_FORMAT_KEY = "format"
+_FORMAT = 1
+"""Of the layout below; it changes whenever files of before can no longer be read."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Gathered:
@@ -35,6 +39,8 @@ class SavedState(KeptState):
     `gather_state` before.
     """
 
+    save_inverses: bool
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._gathered = _Gathered({}, -1)
@@ -44,6 +50,11 @@ class SavedState(KeptState):
         """The variables that every worker has, alike."""
         partial = {id(variable) for variable in self._partial_sums}
         return [v for v in self._common_variables if id(v) not in partial]
+
+    @property
+    def _alike(self) -> list[Any]:
+        """The first variables of the layout, which every worker has."""
+        return [*self._common_variables, *self._seeds_of_model]
 
     def gather_state(self) -> None:
         """Brings together, on the first worker, what workers have by themselves.
@@ -60,7 +71,7 @@ class SavedState(KeptState):
         gathered: dict[int, np.ndarray] = {}
         for of_worker in self.workers.tell_all(own):
             for at, value in of_worker.items():
-                is_sum = at in gathered and at < len(self._common_variables)
+                is_sum = at in gathered and at < len(self._alike)
                 gathered[at] = gathered[at] + value if is_sum else value
         if self.workers.here() == 0:  # in every process of tf.distribute
             self._gathered = _Gathered(gathered, int(self._iterations.numpy()))
@@ -69,12 +80,16 @@ class SavedState(KeptState):
         """Writes all variables; of what other workers have, what was gathered in this step.
 
         Args:
-            store: Position → array.
+            store: Position → array; and the format of the file.
         """
+        store[_FORMAT_KEY] = np.asarray(_FORMAT)
         fresh = self._gathered.iterations == int(self._iterations.numpy())
         gathered = self._gathered.values if fresh else {}
         missing = []
+        left_out = set() if self.save_inverses else self._places_of_inverses()
         for at, (_, variable) in enumerate(self._slots()):
+            if at in left_out:
+                continue
             if at in gathered:
                 store[str(at)] = gathered[at]
             elif variable is not None:
@@ -97,14 +112,17 @@ class SavedState(KeptState):
             store: Position → array.
 
         Raises:
-            ValueError: The file is of another model, or of a KFAC with other arguments.
+            ValueError: The file is of another model, or of a KFAC with other arguments, or its
+                format is none of this version of tfkfac.
         """
         if not self.built:
             self.build(self._require_model().trainable_variables)
         slots = list(self._slots())
         keys = set(store.keys())
+        _require_format(int(np.asarray(store[_FORMAT_KEY])) if _FORMAT_KEY in keys else None)
+        keys.discard(_FORMAT_KEY)
         foreign = [key for key in keys if not key.isdigit() or int(key) >= len(slots)]
-        common = [str(at) for at in range(len(self._common_variables))]
+        common = [str(at) for at in range(len(self._alike))]
         wrong = [
             f"variable {at} has shape {tuple(store[str(at)].shape)} in the file and {shape} here"
             for at, (shape, _) in enumerate(slots)
@@ -125,6 +143,17 @@ class SavedState(KeptState):
                     self.workers.share(variable, value)
                 else:
                     variable.assign(value)
+        if not all(str(at) in keys for at in self._places_of_inverses()):
+            self._stale_inverses.assign(1)
+
+    def _places_of_inverses(self) -> set[int]:
+        """Where in the layout inverses (or eigenvectors) are, which factors tell as well."""
+        places: set[int] = set()
+        end = len(self._alike)
+        for block in self._division.blocks:
+            end += len(block.state_slots)
+            places.update(range(end - len(block.kept_shapes), end))
+        return places
 
     def _is_sum(self, variable: Any) -> bool:
         """Whether every worker has summands of its own."""
@@ -132,7 +161,7 @@ class SavedState(KeptState):
 
     def _is_of_a_worker(self, at: int, variable: Any) -> bool:
         """Whether workers have something else there, or nothing."""
-        of_block = at >= len(self._common_variables) and not self.workers.keep_all_alike
+        of_block = at >= len(self._alike) and not self.workers.keep_all_alike
         return of_block or self._is_sum(variable)
 
     def _value_here(self, variable: Any) -> np.ndarray:
@@ -143,6 +172,29 @@ class SavedState(KeptState):
 
     def _slots(self) -> Iterator[tuple[tuple[int, ...], Any]]:
         """Shape of every variable of the layout, with the variable, None where it is not here."""
-        common = ((tuple(variable.shape), variable) for variable in self._common_variables)
+        common = ((tuple(variable.shape), variable) for variable in self._alike)
         of_blocks = (slot for block in self._division.blocks for slot in block.state_slots)
         return itertools.chain(common, of_blocks)
+
+
+def _require_format(found: int | None) -> None:
+    """Raises if the file is of another format.
+
+    Args:
+        found: What the file says; None if it says nothing.
+
+    Raises:
+        ValueError: Saying what the file is.
+    """
+    if found == _FORMAT:
+        return
+    if found is None:
+        what = "is of another optimizer, or of an older tfkfac"
+    else:
+        age = "a newer" if found > _FORMAT else "an older"
+        what = f"is of format {found}, of {age} tfkfac"
+    raise ValueError(
+        f"The state of the optimizer in the file {what}; this version of tfkfac reads format "
+        f"{_FORMAT}. Load the model without it, keras.models.load_model(path, compile=False), and "
+        "compile it with a new tfkfac.KFAC(...); the curvature is learned anew within some steps."
+    )

@@ -42,6 +42,7 @@ class CurvatureBlock(Block):
         self.state_name = "_".join(str(variables[0].path).split("/"))
         self._averages = DecayedAverages(self.state_name, statistics, self.dtype)
         self._damping: Callable[[], tf.Tensor] | None = None
+        self._unmade: Any = None
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
@@ -168,6 +169,9 @@ class CurvatureBlock(Block):
         self._damping = damping
         if kept.averages:
             self._averages.build(add_variable)
+            self._unmade = add_variable(
+                shape=(), dtype=self.dtype, name=f"{self.state_name}_unmade"
+            )
 
     @property
     def factor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -192,8 +196,8 @@ class CurvatureBlock(Block):
 
     @property
     def state_size(self) -> int:
-        """The averages and their weight."""
-        return _numbers(self._averages.shapes.values()) + 1
+        """The averages, their weight, and two counts of failures."""
+        return _numbers(self._averages.shapes.values()) + 3
 
     @property
     def state(self) -> list[Any]:
@@ -203,7 +207,9 @@ class CurvatureBlock(Block):
     @property
     def state_slots(self) -> list[tuple[tuple[int, ...], Any]]:
         """Shapes of all variables of the block, with those that are here, None for the others."""
-        return slots([*self._averages.shapes.values(), ()], self._averages.variables)
+        counts = [self._unmade] if self.is_here else []
+        own = [*self._averages.variables, *counts]
+        return slots([*self._averages.shapes.values(), (), (), ()], own)
 
     @property
     def is_here(self) -> bool:
@@ -223,6 +229,24 @@ class CurvatureBlock(Block):
                 "`optimizer.layer_collection.placement_summary()` tells who has what."
             )
         return self._averages.read()
+
+    @property
+    def failures(self) -> dict[str, Any]:
+        """What may fail → how often it has since it last did not, a variable; none kept elsewhere.
+
+        The owner of the block counts (see `tfkfac.roles`).
+        """
+        if not self.is_here:
+            return {}
+        return {"statistics": self._averages.left_out, "inverse": self._unmade}
+
+    def note_made(self, made: tf.Tensor) -> None:
+        """Counts the times since `fresh` has last made something that can be kept.
+
+        Args:
+            made: Whether it has, a boolean scalar.
+        """
+        self._unmade.assign(tf.where(made, tf.zeros([], self.dtype), self._unmade + 1))
 
     def damping_or_current(self, damping: float | tf.Tensor | None) -> tf.Tensor:
         """λ as given, or the one in force if None."""

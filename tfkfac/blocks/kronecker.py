@@ -201,7 +201,10 @@ class KroneckerBlock(RowsByExample):
 
     def fresh(self, damping: tf.Tensor) -> list[tf.Tensor]:
         """The inverses, or those of the last refresh where they cannot be had."""
-        return self.inverse.fresh(self.averages(), tf.cast(damping, self.dtype))
+        averages = self.averages()
+        values, usable = self.inverse.fresh(averages, tf.cast(damping, self.dtype))
+        self.note_made(usable | (averages["uses"] <= 0))
+        return values
 
     def keep(self, fresh: Sequence[tf.Tensor]) -> None:
         """Keeps the inverses."""
