@@ -138,9 +138,13 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
 
         Args:
             callbacks: None, one, several, or a ``keras.callbacks.CallbackList``.
+
+        Raises:
+            ValueError: A callback cannot do what it promises.
         """
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
         own = callbacks.callbacks if is_list else keras.tree.flatten(callbacks or [])
+        _refuse_backups_within_epochs(own)
         first: list[Any] = [StopIfFailing(self)]
         if self.workers.processes > 1:  # before others, since these wait for all workers
             first += [each for each in own if isinstance(each, StopIfLate)] or [StopIfLate()]
@@ -257,3 +261,18 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
                 "optimizer.attach(model), or construct it with KFAC(model=model)."
             )
         return model
+
+
+def _refuse_backups_within_epochs(callbacks: Sequence[Any]) -> None:
+    """Raises if Keras would restore a wrong position.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.BackupAndRestore) and callback.save_freq != "epoch":
+            raise ValueError(
+                f"BackupAndRestore(save_freq={callback.save_freq!r}): Keras starts again from the "
+                "beginning of the epoch, with the weights of its middle, so that the training is "
+                'another one than without the interruption. Use save_freq="epoch".'
+            )

@@ -1,0 +1,117 @@
+"""A training that stops and goes on ends with the same bits as one that never stopped."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import subprocess
+import sys
+
+import keras
+import models
+import numpy as np
+import pytest
+from steps import attached, train
+
+import tfkfac
+
+
+def run(folder: pathlib.Path, what: str) -> subprocess.CompletedProcess[str]:
+    script = str(pathlib.Path(__file__).parent / "resume.py")
+    command = [sys.executable, script, str(folder), what]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Where all four processes have left what they have."""
+    folder = tmp_path_factory.mktemp("resume")
+    for what, status in {"whole": 0, "saved": 0, "killed": -signal.SIGKILL, "restarted": 0}.items():
+        done = run(folder, what)
+        assert done.returncode == status, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("how", ["model", "callback", "weights", "checkpoint", "backup"])
+def test_the_same_bits(how: str, folder: pathlib.Path) -> None:
+    whole, found = np.load(folder / "whole.npz"), np.load(folder / f"{how}.npz")
+    assert whole.files
+    assert len(found.files) == len(whole.files)
+    for expected, key in zip(whole.files, found.files, strict=True):
+        np.testing.assert_array_equal(found[key], whole[expected], err_msg=expected)
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
+def test_inverses_that_are_not_in_the_file_are_made_anew(
+    method: str, tmp_path: pathlib.Path
+) -> None:
+    """With inverses that are new in every step anyway, nothing changes."""
+    made = {}
+    for save_inverses in (True, False):
+        optimizer = models.kfac(method=method, inverse_update_every=1, save_inverses=save_inverses)
+        model = attached(optimizer, models.functional)
+        train(model, 2)
+        path = tmp_path / f"{save_inverses}.weights.h5"
+        model.save_weights(path)
+        again = attached(
+            models.kfac(method=method, inverse_update_every=1, save_inverses=save_inverses),
+            models.functional,
+        )
+        again.load_weights(path)
+        for one in (model, again):
+            train(one, 2)
+        made[save_inverses] = again.get_weights()
+        np.testing.assert_allclose(
+            np.concatenate([np.ravel(w) for w in again.get_weights()]),
+            np.concatenate([np.ravel(w) for w in model.get_weights()]),
+            atol=1e-5,
+        )
+    for a, b in zip(made[True], made[False], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_files_without_inverses_are_smaller(tmp_path: pathlib.Path) -> None:
+    sizes = {}
+    for save_inverses in (True, False):
+        model = keras.Sequential([keras.Input((400,)), keras.layers.Dense(300)])
+        model.compile(tfkfac.KFAC(save_inverses=save_inverses), "mse")
+        model.fit(np.ones([4, 400]), np.ones([4, 300]), verbose=0)
+        model.save(tmp_path / "model.keras")
+        sizes[save_inverses] = (tmp_path / "model.keras").stat().st_size
+    parts = {"weights": 120_300, "velocity": 120_300, "factors": 401**2 + 300**2}
+    without = 4 * sum(parts.values())
+    assert sizes[False] == pytest.approx(without, rel=0.02)
+    assert sizes[True] == pytest.approx(without + 4 * parts["factors"], rel=0.02)
+
+
+class _Store(dict):
+    """What Keras gives an optimizer to write into."""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda store: store.pop("format"), "of another optimizer, or of an older tfkfac"),
+        (lambda store: store.update(format=np.asarray(99)), "format 99, of a newer tfkfac"),
+        (lambda store: store.update(format=np.asarray(0)), "format 0, of an older tfkfac"),
+        (lambda store: store.pop("3"), "does not fit"),
+        (lambda store: store.update({"999": np.zeros(2)}), "does not fit"),
+        (lambda store: store.update({"10": np.zeros([7, 7])}), "variable 10 has shape"),
+    ],
+)
+def test_files_that_do_not_fit(change: object, words: str) -> None:
+    model = attached(models.kfac(), models.functional)
+    train(model, 1)
+    store = _Store()
+    model.optimizer.save_own_variables(store)
+    change(store)
+    with pytest.raises(ValueError, match=words):
+        model.optimizer.load_own_variables(store)
+
+
+def test_backups_within_an_epoch_are_refused(tmp_path: pathlib.Path) -> None:
+    model = models.sequential()
+    model.compile(models.kfac(), models.crossentropy())
+    callback = keras.callbacks.BackupAndRestore(tmp_path, save_freq=2)
+    with pytest.raises(ValueError, match=r"save_freq.*from the beginning of the epoch"):
+        model.fit(*models.vectors(), verbose=0, callbacks=[callback])
