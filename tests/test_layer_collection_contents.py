@@ -64,7 +64,7 @@ def test_summary_has_a_row_for_every_layer() -> None:
     assert _row(text, "dense")[:4] == ["dense (Dense)", "Dense", "A 17×17, G 4×4", "68"]
     assert _row(text, "last")[:4] == ["last (Dense)", "Dense", "A 5×5, G 5×5", "25"]
     norm = _row(text, "norm")
-    shown = ["norm (BatchNormalization)", "scale-shift", "F 4×2×2", "8", "68 B", "–"]
+    shown = ["norm (BatchNormalization)", "scale-shift", "F 4×2×2", "8", "80 B", "–"]
     assert norm == shown
     assert _row(text, "odd")[1:] == ["diagonal", "Odd", "15", "64 B", "–"]
     skipped = _row(_summary(scan(_mixed(), skip=["dense"])), "dense")

@@ -134,6 +134,10 @@ def test_partial_batch_enters_with_its_share() -> None:
     assert float(block.uses) == pytest.approx(1)
 
 
+COUNTS = ("iteration", "skipped_steps", "failed_steps", "culprit")
+"""What a step that is skipped changes."""
+
+
 def _state(model: keras.Model, *, but: tuple[str, ...]) -> Arrays:
     kept = [v for v in model.optimizer.variables if v.path.split("/")[-1] not in but]
     assert len(kept) == len(model.optimizer.variables) - len(but)
@@ -156,14 +160,14 @@ def test_step_with_a_gradient_that_is_not_finite_is_skipped(bad: float, in_graph
 
     step(x, y)
     step(x, y)
-    before = _state(model, but=("iteration", "skipped_steps"))
+    before = _state(model, but=COUNTS)
     (tf.function(step) if in_graph else step)(tf.constant(poisoned), tf.constant(y))
-    _assert_close(_state(model, but=("iteration", "skipped_steps")), before, atol=0)
+    _assert_close(_state(model, but=COUNTS), before, atol=0)
     assert model.optimizer.iterations == 3
     assert model.optimizer._skipped_steps == 1
     step(*later)
     assert all(np.isfinite(each).all() for each in _state(model, but=()))
-    assert _differ(_state(model, but=("iteration", "skipped_steps")), before)
+    assert _differ(_state(model, but=COUNTS), before)
 
 
 def test_training_goes_on_after_a_skipped_step_as_if_it_had_not_been() -> None:

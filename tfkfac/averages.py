@@ -38,7 +38,6 @@ class DecayedAverages:
         self.dtype = dtype
         self._sums: dict[str, Any] = {}
         self._weight: Any = None
-        self._left_out: Any = None
 
     @property
     def built(self) -> bool:
@@ -47,13 +46,8 @@ class DecayedAverages:
 
     @property
     def variables(self) -> list[Any]:
-        """The sums, their weight and `left_out`; empty before `build`."""
-        return [*self._sums.values(), self._weight, self._left_out] if self.built else []
-
-    @property
-    def left_out(self) -> Any:
-        """Batches since the last one that was entered."""
-        return self._left_out
+        """The sums and their weight; empty before `build`."""
+        return [*self._sums.values(), self._weight] if self.built else []
 
     def build(self, add_variable: AddVariable) -> None:
         """Makes the variables."""
@@ -62,7 +56,6 @@ class DecayedAverages:
             for key, shape in self.shapes.items()
         }
         self._weight = add_variable(shape=(), dtype=self.dtype, name=f"{self.name}_weight")
-        self._left_out = add_variable(shape=(), dtype=self.dtype, name=f"{self.name}_left_out")
 
     def update(
         self, contributions: Mapping[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
@@ -85,7 +78,6 @@ class DecayedAverages:
             contribution = tf.cast(contributions[key], self.dtype)
             total.assign(kept * total + tf.math.multiply_no_nan(contribution, share))
         self._weight.assign(kept * self._weight + share)
-        self._left_out.assign(tf.where(finite, zero, self._left_out + 1))
         return finite
 
     def read(self) -> dict[str, tf.Tensor]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from tfkfac import indexed_slices, linalg
+from tfkfac import indexed_slices
+from tfkfac.blocks import CurvatureBlock
+from tfkfac.blocks.failure_counts import KINDS
 from tfkfac.saved_state import SavedState
 
 
 class Failures(SavedState):
-    """The part of KFAC that leaves out what is not finite, and does not do so for ever.
+    """The part of KFAC that leaves out what is no good, and does not do so for ever.
 
     Assertions in graphs raise nothing under XLA. So a step counts what fails, and the host looks at
     the counts now and then (a callback of `fit` does).
@@ -25,24 +28,60 @@ class Failures(SavedState):
         super()._add_state()
         self._failed_steps = self._add_count("failed_steps", "int64")
         self._culprit = self._add_count("culprit", "int64")
+        self._usual_square = self._add_count("usual_square", "float32")
 
-    def _skip_step(self, variables: Sequence[Any], gradients: Any) -> None:
-        """A gradient is not finite: nothing changes but the count of such steps.
+    # --- in the graph ----------------------------------------------------------------------
+
+    def _squares(self, gradients: Any) -> tf.Tensor:
+        """``‖g‖²`` of every variable; infinite or NaN where an entry is."""
+        own = self.workers.first(gradients)
+        squares = [tf.cast(indexed_slices.dot(g, g), tf.float32) for g in own]
+        return tf.stack(squares) if squares else tf.zeros([1])
+
+    def _is_usable(self, squares: tf.Tensor) -> tf.Tensor:
+        """Whether a gradient is finite, and none of a loss that has burst (`SPIKE`).
+
+        Args:
+            squares: ``‖g‖²`` of every variable.
+        """
+        square, usual = tf.reduce_sum(squares), self._usual_square
+        return tf.math.is_finite(square) & ((usual <= 0.0) | (square <= SPIKE**2 * usual))
+
+    def _note_gradient(self, squares: tf.Tensor) -> None:
+        """Follows ``‖g‖²``: up at once, down slowly."""
+        square = tf.reduce_sum(squares)
+        self._usual_square.assign(tf.maximum(square, FORGOTTEN * self._usual_square))
+
+    def _skip_batch(self, variables: Sequence[Any], squares: tf.Tensor) -> None:
+        """Nothing changes but counts; if the spike is no accident, training goes on soon.
 
         Args:
             variables: The variables that have a gradient.
-            gradients: g, of every worker.
+            squares: ``‖g‖²`` of each of them.
         """
-        values = map(indexed_slices.values_of, self.workers.first(gradients))
-        finite = tf.stack([linalg.all_finite(value) for value in values])
+        is_spike = tf.math.is_finite(tf.reduce_sum(squares))
+        higher = self._usual_square * tf.where(is_spike, RAISED**2, 1.0)
+        self._usual_square.assign(tf.minimum(higher, tf.float32.max))
+        self._skip_step(variables, squares)
+
+    def _skip_step(self, variables: Sequence[Any], squares: tf.Tensor) -> None:
+        """The weights stay as they are; counts that, and notes the worst variable.
+
+        Args:
+            variables: The variables that would have been moved.
+            squares: How bad each of them is.
+        """
         places = tf.constant([self._get_variable_index(v) for v in variables], tf.int64)
-        self._culprit.assign(tf.gather(places, tf.argmin(tf.cast(finite, tf.int32))))
+        badness = tf.where(tf.math.is_finite(squares), squares, tf.float32.max)
+        self._culprit.assign(tf.gather(places, tf.argmax(badness)))
         self._skipped_steps.assign_add(1)
         self._failed_steps.assign_add(1)
 
     def _note_success(self) -> None:
         """A step was made."""
         self._failed_steps.assign(tf.zeros_like(self._failed_steps))
+
+    # --- on the host -----------------------------------------------------------------------
 
     def raise_if_failing(self) -> None:
         """Raises if steps, factors or inverses have failed too often in a row.
@@ -60,21 +99,47 @@ class Failures(SavedState):
         if steps >= limit:
             culprit = self._trainable_variables[int(self._culprit.numpy())]
             raise FloatingPointError(
-                f"The gradients of the last {steps} batches are not finite, in the last of them "
-                f"that of {culprit.path}; these steps were skipped. Look at the data and the loss "
-                f"of these batches, and at the weights. {_REMEDY}"
+                f"The last {steps} steps were skipped: their gradients, or the directions made of "
+                f"them, are not finite, or {SPIKE:.0e} times as long as those before, in the last "
+                f"of them most of all that of {culprit.path!r}. Look at the data and the loss of "
+                f"these batches, and at the weights. {_REMEDY}"
             )
         for block in self.layer_collection.curvature_blocks:
-            for what, variable in block.failures.items():
-                count = max(int(copy.numpy()) for copy in self.workers.copies_here(variable))
+            for kind, count in zip(KINDS, self._failures_of(block), strict=False):
                 if count >= limit:
                     raise FloatingPointError(
-                        f"The {what} of layer {block.name!r} could not be had {count} times in a "
-                        "row, and KFAC goes on with those of before. Look at what reaches the "
-                        "layer, scale its inputs, or leave its curvature out with "
+                        f"The {kind} of layer {block.name!r} could not be had {count:.0f} times in "
+                        "a row, and KFAC goes on with what there was before. Look at what reaches "
+                        "the layer, scale its inputs, or leave its curvature out with "
                         f"KFAC(skip=[{block.name!r}]). {_REMEDY}"
                     )
 
+    def _failures_of(self, block: CurvatureBlock) -> list[float]:
+        """What `FailureCounts` has, as far as this process knows; the most of its workers."""
+        if block.failures is None:
+            return []
+        copies = self.workers.copies_here(block.failures)
+        return list(np.max([copy.numpy() for copy in copies], axis=0))
+
+    def count_failures(self) -> float:
+        """How often, since training began, statistics or inverses of a block could not be had."""
+        return float(
+            sum(
+                of[-1]
+                for of in map(self._failures_of, self.layer_collection.curvature_blocks)
+                if of
+            )
+        )
+
+
+SPIKE = 1e6
+"""How many times as long as those of before a gradient is that comes of a fault."""
+
+FORGOTTEN = 0.9
+"""What is left, after a step, of the square of the longest gradient."""
+
+RAISED = 100.0
+"""How much longer the next gradient may be after a spike."""
 
 _REMEDY = (
     "A larger damping, a smaller learning rate, clipping (global_clipnorm=1.0) or float32 in the "

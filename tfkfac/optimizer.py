@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import indexed_slices, linalg, losses
+from tfkfac import indexed_slices, losses
 from tfkfac.curvature import require_seen
 from tfkfac.damping import LevenbergMarquardt
 from tfkfac.distribution.choice import DISTRIBUTIONS
@@ -220,7 +220,7 @@ class KFAC(InverseTurns):
         """
         if not self.gradient_accumulation_steps:
             gradients = self._summed(gradients)
-            self._step_if_finite(self._model_around(batch, variables, gradients), gradients)
+            self._step_if_usable(self._model_around(batch, variables, gradients), gradients)
             return
         self._enter_micro_batch(batch, variables, gradients)
         step_of_all = functools.partial(self._step_of_all, variables, batch, gradients)
@@ -230,7 +230,7 @@ class KFAC(InverseTurns):
         """One step of all micro-batches; learning rate and damping look at the last of them."""
         gathered = self.workers.sum(self._gathered_gradients(variables))
         latest = self._summed(gradients) if self.automatic else gathered
-        self._step_if_finite(self._model_around(batch, variables, latest), gathered)
+        self._step_if_usable(self._model_around(batch, variables, latest), gathered)
         self._begin_to_gather()
 
     def _summed(self, gradients: Any) -> Any:
@@ -241,13 +241,14 @@ class KFAC(InverseTurns):
     def _model_around(self, batch: Any, variables: Sequence[Any], gradients: Any) -> LocalModel:
         return LocalModel(self.workers, batch, variables, gradients, self._control_dtype)
 
-    def _step_if_finite(self, model: LocalModel, gradients: Any) -> None:
-        values = map(indexed_slices.values_of, self.workers.first(gradients))
-        tf.cond(
-            linalg.all_finite(*values),
-            lambda: self._step(model, self.workers.each(self._clip, gradients)),
-            lambda: self._skip_step(model.variables, gradients),
-        )
+    def _step_if_usable(self, model: LocalModel, gradients: Any) -> None:
+        squares = self._squares(gradients)
+
+        def step() -> None:
+            self._note_gradient(squares)
+            self._step(model, self.workers.each(self._clip, gradients))
+
+        tf.cond(self._is_usable(squares), step, lambda: self._skip_batch(model.variables, squares))
 
     def _step(self, model: LocalModel, gradients: Any) -> None:
         """Curvature, direction, length, assignment: the algorithm.
@@ -268,14 +269,23 @@ class KFAC(InverseTurns):
                 directions = self._division.precondition(
                     self.layer_collection.blocks, gradients, model.variables
                 )
-            self._make_step(model, gradients, directions)
-            self._average_weights()
+            slope = model.dot(gradients, directions)
+            tf.cond(
+                tf.math.is_finite(slope) & (slope >= 0.0),
+                lambda: self._go(model, directions, slope),
+                lambda: self._skip_step(model.variables, self._squares(directions)),
+            )
 
         if self.burn_in:
-            tf.cond(updates < 0, lambda: None, move)
+            tf.cond(updates < 0, self._note_success, move)
         else:
             move()
         self._updates.assign_add(1)
+
+    def _go(self, model: LocalModel, directions: Any, slope: tf.Tensor) -> None:
+        """Moves the weights along directions that lead downhill."""
+        self._make_step(model, directions, slope)
+        self._average_weights()
         self._note_success()
 
     def _clip(self, gradients: Sequence[Any]) -> list[Any]:

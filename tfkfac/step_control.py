@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,14 +69,16 @@ class StepControl(AdaptiveDamping):
         """What has happened since training began.
 
         ``updates`` (steps), ``clipped`` (steps that the KL clip shortened), ``taken_back`` and
-        ``skipped`` (steps with a gradient that is not finite), and the ``seconds`` in curvature,
-        if `take_time` was called.
+        ``skipped`` (steps with a gradient that is no good), ``failures`` (statistics and inverses
+        of layers that could not be had), and the ``seconds`` in curvature, if `take_time` was
+        called.
         """
         return {
             "updates": float(self._updates.numpy()),
             "clipped": float(self._clipped_steps.numpy()),
             "taken_back": float(self._taken_back.numpy()),
             "skipped": float(self._skipped_steps.numpy()),
+            "failures": self.count_failures(),
             "seconds": float(self._stopwatch.seconds.numpy()),
         }
 
@@ -98,19 +99,18 @@ class StepControl(AdaptiveDamping):
 
     # --- one step --------------------------------------------------------------------------
 
-    def _make_step(self, model: LocalModel, gradients: Any, directions: Any) -> None:
+    def _make_step(self, model: LocalModel, directions: Any, slope: tf.Tensor) -> None:
         """Chooses δ = μ·d − ν·α·p, goes there, and looks whether it was right.
 
         Args:
             model: What the batch shows.
-            gradients: g, clipped; of all micro-batches.
             directions: p = F̂⁻¹g.
+            slope: pᵀg, g clipped and of all micro-batches.
         """
         velocities = [self._velocities[self._get_variable_index(v)] for v in model.variables]
         learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), model.dtype)
         momentum = tf.cast(tf.convert_to_tensor(self.momentum), model.dtype)
         looks = "damping" in self.automatic and self._can_look_again(model)
-        slope = functools.cache(lambda: model.dot(gradients, directions))
         plane = None
         if self.automatic & {"learning_rate", "momentum"}:
             due = self._plane_is_due(looks)
@@ -119,14 +119,14 @@ class StepControl(AdaptiveDamping):
             learning_rate = tf.where(due, best, learning_rate)
             self._note(learning_rate, momentum)
             if "momentum" not in self.automatic:  # with which α is measured in every step
-                learning_rate *= self._shortening(due, slope())
+                learning_rate *= self._shortening(due, slope)
         if "momentum" in self.automatic:
             assert plane is not None
             joint = plane
             guard = self._guard(model, lambda: joint.squared_length(learning_rate, momentum))
             momentum *= guard  # of two numbers that only together make a good step
         else:
-            guard = self._guard(model, lambda: tf.square(learning_rate) * slope())
+            guard = self._guard(model, lambda: tf.square(learning_rate) * slope)
         scale = guard * learning_rate
 
         def move(directions: Sequence[Any]) -> None:

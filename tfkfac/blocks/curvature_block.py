@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfkfac import linalg
 from tfkfac.averages import AddVariable, DecayedAverages
 from tfkfac.blocks.block import ALL, Block, Kept
+from tfkfac.blocks.failure_counts import FailureCounts
 from tfkfac.blocks.use import Use, UseWeights
 
 
@@ -42,7 +43,7 @@ class CurvatureBlock(Block):
         self.state_name = "_".join(str(variables[0].path).split("/"))
         self._averages = DecayedAverages(self.state_name, statistics, self.dtype)
         self._damping: Callable[[], tf.Tensor] | None = None
-        self._unmade: Any = None
+        self._failures = FailureCounts(self.state_name, self.dtype)
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
@@ -107,7 +108,9 @@ class CurvatureBlock(Block):
         self, statistics: dict[str, tf.Tensor], decay: tf.Tensor, weight: tf.Tensor
     ) -> tf.Tensor:
         """Enters the statistics of a batch into the decayed averages; returns whether it did."""
-        return self._averages.update(statistics, decay, weight)
+        is_good = self._averages.update(statistics, decay, weight)
+        self._failures.note("statistics", is_good)
+        return is_good
 
     @property
     def triangles(self) -> frozenset[str]:
@@ -169,9 +172,7 @@ class CurvatureBlock(Block):
         self._damping = damping
         if kept.averages:
             self._averages.build(add_variable)
-            self._unmade = add_variable(
-                shape=(), dtype=self.dtype, name=f"{self.state_name}_unmade"
-            )
+            self._failures.build(add_variable)
 
     @property
     def factor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -196,8 +197,8 @@ class CurvatureBlock(Block):
 
     @property
     def state_size(self) -> int:
-        """The averages, their weight, and two counts of failures."""
-        return _numbers(self._averages.shapes.values()) + 3
+        """The averages, their weight, and counts of failures."""
+        return _numbers([*self._averages.shapes.values(), (), self._failures.shape])
 
     @property
     def state(self) -> list[Any]:
@@ -207,9 +208,9 @@ class CurvatureBlock(Block):
     @property
     def state_slots(self) -> list[tuple[tuple[int, ...], Any]]:
         """Shapes of all variables of the block, with those that are here, None for the others."""
-        counts = [self._unmade] if self.is_here else []
-        own = [*self._averages.variables, *counts]
-        return slots([*self._averages.shapes.values(), (), (), ()], own)
+        shapes = [*self._averages.shapes.values(), (), self._failures.shape]
+        here = [*self._averages.variables, self._failures.variable] if self.is_here else []
+        return slots(shapes, here)
 
     @property
     def is_here(self) -> bool:
@@ -231,22 +232,20 @@ class CurvatureBlock(Block):
         return self._averages.read()
 
     @property
-    def failures(self) -> dict[str, Any]:
-        """What may fail → how often it has since it last did not, a variable; none kept elsewhere.
+    def failures(self) -> Any:
+        """How often something failed, a variable (`FailureCounts`); None if kept elsewhere.
 
-        The owner of the block counts (see `tfkfac.roles`).
+        Of inverses the owner of the block counts (see `tfkfac.roles`).
         """
-        if not self.is_here:
-            return {}
-        return {"statistics": self._averages.left_out, "inverse": self._unmade}
+        return self._failures.variable
 
-    def note_made(self, made: tf.Tensor) -> None:
-        """Counts the times since `fresh` has last made something that can be kept.
+    def note_inverse(self, is_good: tf.Tensor) -> None:
+        """Counts.
 
         Args:
-            made: Whether it has, a boolean scalar.
+            is_good: Whether `fresh` made something that can be kept, a boolean scalar.
         """
-        self._unmade.assign(tf.where(made, tf.zeros([], self.dtype), self._unmade + 1))
+        self._failures.note("inverse", is_good)
 
     def damping_or_current(self, damping: float | tf.Tensor | None) -> tf.Tensor:
         """λ as given, or the one in force if None."""

@@ -203,7 +203,7 @@ class KroneckerBlock(RowsByExample):
         """The inverses, or those of the last refresh where they cannot be had."""
         averages = self.averages()
         values, usable = self.inverse.fresh(averages, tf.cast(damping, self.dtype))
-        self.note_made(usable | (averages["uses"] <= 0))
+        self.note_inverse(usable | (averages["uses"] <= 0))
         return values
 
     def keep(self, fresh: Sequence[tf.Tensor]) -> None:

@@ -21,7 +21,8 @@ class CurvatureMonitor(keras.callbacks.Callback):
     last measured), ``learning_rate``, ``momentum``, ``clipped_share`` (of the epoch's steps, those
     that the KL clip shortened), ``curvature_seconds`` (spent in statistics, inverses and
     preconditioning, of one step on average; not in graphs that XLA compiles), ``taken_back`` and
-    ``skipped`` (steps of the epoch), and of the factors of all Kronecker blocks the largest
+    ``skipped`` (steps of the epoch), ``failures`` (statistics and inverses that could not be had;
+    the last good ones were used), and of the factors of all Kronecker blocks the largest
     ``trace_A``, ``trace_G``, ``condition_A`` and ``condition_G`` (the ratio of a factor's largest
     to its smallest eigenvalue, both with the damping that is added to it). What every block has,
     ``<layer>/trace_A`` and so on, is in `history` and drawn by `plot`; of the layers that `layers`
@@ -143,6 +144,7 @@ class CurvatureMonitor(keras.callbacks.Callback):
             "curvature_seconds": done["seconds"] / steps,
             "taken_back": done["taken_back"],
             "skipped": done["skipped"],
+            "failures": done["failures"],
         }
 
     def _of_factors(self) -> dict[str, float]:
@@ -174,13 +176,13 @@ class CurvatureMonitor(keras.callbacks.Callback):
         """Title of an axis → keys."""
         groups: dict[str, list[str]] = {}
         for key, values in self.history.items():
-            if key in ("taken_back", "skipped") and not any(values):
+            if key in ("taken_back", "skipped", "failures") and not any(values):
                 continue
             groups.setdefault(key.rpartition("/")[2], []).append(key)
         return groups
 
 
-_LINEAR = ("momentum", "clipped_share", "reduction_ratio", "taken_back", "skipped")
+_LINEAR = ("momentum", "clipped_share", "reduction_ratio", "taken_back", "skipped", "failures")
 """What is drawn on a linear axis."""
 
 _MOST_LABELS = 8
