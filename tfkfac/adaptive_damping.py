@@ -130,7 +130,8 @@ class AdaptiveDamping(Failures):
             ratio = ratio_of(change, expected, value)
             serves = tf.math.is_finite(ratio) & (ratio >= SERVES) & (change <= 0.0)
             fails = searching & ~serves
-            self._ratio.assign(tf.cast(ratio, tf.float32))
+            told = tf.where(tf.math.is_finite(ratio), ratio, tf.zeros_like(ratio))
+            self._ratio.assign(tf.cast(told, tf.float32))
             damping = tf.convert_to_tensor(self.damping)
             cast = [tf.cast(each, damping.dtype) for each in (ratio, change, expected)]
             adapted = tf.where(searching, damping, rule.adapted(damping, *cast))

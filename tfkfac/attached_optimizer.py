@@ -108,10 +108,13 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
 
         def check_finite(gradients: Sequence[Any]) -> tf.Tensor:
             finite = type(scaling).check_finite(scaling, gradients)
-            if self.workers.number == 1:
-                return finite
-            of_all = self.workers.exchange(tf.cast(finite, tf.float32)[None])
-            return tf.reduce_all(of_all > 0)
+            if self.workers.number > 1:
+                of_all = self.workers.exchange(tf.cast(finite, tf.float32)[None])
+                finite = tf.reduce_all(of_all > 0)
+            record = self._recorder.find()
+            if self.built and record is not None:
+                tf.cond(finite, lambda: None, lambda: self._skip_scaled(record, gradients))
+            return finite
 
         scaling.check_finite = check_finite
 
@@ -159,6 +162,10 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             callback.set_params(callbacks.params)
         own[:] = [*first, *others]
         return callbacks
+
+    @abc.abstractmethod
+    def _skip_scaled(self, record: Record, gradients: Sequence[Any]) -> None:
+        """The loss scale is too large for a worker's gradients, so that no step will be made."""
 
     @abc.abstractmethod
     def raise_if_failing(self) -> None:

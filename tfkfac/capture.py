@@ -90,7 +90,9 @@ class Recorder:
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
             graph = current_graph()
             reads = VariableReads(graph, self._variables())
-            record = Record(graph, explicit, tape, self._workers(), reads)
+            states = keras_internals.states_of(self._model)
+            before = [(variable, tf.convert_to_tensor(variable)) for variable in states]
+            record = Record(graph, explicit, tape, self._workers(), reads, before)
             self._records.keep(record)
         record.passes += 1
         record.open = True
@@ -114,6 +116,10 @@ class Recorder:
             yield
         finally:
             self._paused = False
+
+    def find(self) -> Record | None:
+        """The record of the current step, if there is one; it stays."""
+        return self._records.find()
 
     def take(self, model_name: str) -> Record:
         """The record of the current step, which is forgotten here.
@@ -189,10 +195,8 @@ class Recorder:
         if record is not None and record.explicit:
             return call(*args, **kwargs)
         with self.recording(explicit=False) as record:
-            states = keras_internals.states_of(self._model)
-            before = [(variable, tf.convert_to_tensor(variable)) for variable in states]
             outputs = call(*args, **kwargs)
-            record.replay = Replay((args, kwargs), outputs, before)
+            record.replay = Replay((args, kwargs), outputs)
         return outputs
 
     def _on_make_train_function(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import indexed_slices
+from tfkfac import indexed_slices, linalg
 from tfkfac.blocks import CurvatureBlock
 from tfkfac.blocks.failure_counts import KINDS
+from tfkfac.local_model import Batch, LocalModel
+from tfkfac.record import Record
 from tfkfac.saved_state import SavedState
 
 
@@ -34,9 +36,7 @@ class Failures(SavedState):
 
     def _squares(self, gradients: Any) -> tf.Tensor:
         """``‖g‖²`` of every variable; infinite or NaN where an entry is."""
-        own = self.workers.first(gradients)
-        squares = [tf.cast(indexed_slices.dot(g, g), tf.float32) for g in own]
-        return tf.stack(squares) if squares else tf.zeros([1])
+        return _squares(self.workers.first(gradients))
 
     def _is_usable(self, squares: tf.Tensor) -> tf.Tensor:
         """Whether a gradient is finite, and none of a loss that has burst (`SPIKE`).
@@ -52,17 +52,18 @@ class Failures(SavedState):
         square = tf.reduce_sum(squares)
         self._usual_square.assign(tf.maximum(square, FORGOTTEN * self._usual_square))
 
-    def _skip_batch(self, variables: Sequence[Any], squares: tf.Tensor) -> None:
-        """Nothing changes but counts; if the spike is no accident, training goes on soon.
+    def _skip_batch(self, model: LocalModel, squares: tf.Tensor) -> None:
+        """The batch leaves no trace but in counts; if a spike is no accident, the next may be so.
 
         Args:
-            variables: The variables that have a gradient.
-            squares: ``‖g‖²`` of each of them.
+            model: What the batch shows.
+            squares: ``‖g‖²`` of each variable that has a gradient.
         """
+        self.workers.each(_forget, model.batch)
         is_spike = tf.math.is_finite(tf.reduce_sum(squares))
         higher = self._usual_square * tf.where(is_spike, RAISED**2, 1.0)
         self._usual_square.assign(tf.minimum(higher, tf.float32.max))
-        self._skip_step(variables, squares)
+        self._skip_step(model.variables, squares)
 
     def _skip_step(self, variables: Sequence[Any], squares: tf.Tensor) -> None:
         """The weights stay as they are; counts that, and notes the worst variable.
@@ -76,6 +77,20 @@ class Failures(SavedState):
         self._culprit.assign(tf.gather(places, tf.argmax(badness)))
         self._skipped_steps.assign_add(1)
         self._failed_steps.assign_add(1)
+
+    def _skip_scaled(self, record: Record, gradients: Sequence[Any]) -> None:
+        """See `AttachedOptimizer`.
+
+        The forward pass is all right most times. Then what it brought about stays.
+        """
+        for variable, before in _numbers_in(record.states):
+            now = tf.convert_to_tensor(variable)
+            variable.assign(tf.where(linalg.all_finite(now), now, before))
+        given = [gradient for gradient in gradients if gradient is not None]
+        if len(given) == len(self._trainable_variables):
+            self._skip_step(self._trainable_variables, _squares(given))
+        else:
+            self._skip_step(self._trainable_variables[:1], tf.zeros([1]))
 
     def _note_success(self) -> None:
         """A step was made."""
@@ -130,6 +145,20 @@ class Failures(SavedState):
                 if of
             )
         )
+
+
+def _squares(gradients: Sequence[Any]) -> tf.Tensor:
+    return tf.stack([tf.cast(indexed_slices.dot(g, g), tf.float32) for g in gradients])
+
+
+def _forget(batch: Batch) -> None:
+    """Moving averages and states of recurrent layers become what they were; noise goes on."""
+    for variable, before in _numbers_in(batch.record.states):
+        variable.assign(before)
+
+
+def _numbers_in(states: Sequence[tuple[Any, tf.Tensor]]) -> list[tuple[Any, tf.Tensor]]:
+    return [(variable, before) for variable, before in states if before.dtype.is_floating]
 
 
 SPIKE = 1e6

@@ -248,7 +248,7 @@ class KFAC(InverseTurns):
             self._note_gradient(squares)
             self._step(model, self.workers.each(self._clip, gradients))
 
-        tf.cond(self._is_usable(squares), step, lambda: self._skip_batch(model.variables, squares))
+        tf.cond(self._is_usable(squares), step, lambda: self._skip_batch(model, squares))
 
     def _step(self, model: LocalModel, gradients: Any) -> None:
         """Curvature, direction, length, assignment: the algorithm.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -24,8 +24,6 @@ class Replay:
     Attributes:
         arguments: Positional and keyword arguments of the model's call.
         outputs: What the model returned.
-        states: Variables that a forward pass may change (moving averages, seeds of dropout, states
-            of recurrent layers), each with its value before.
         loss_arguments: Name → argument of ``compute_loss``, once it was called.
         value: h, what ``compute_loss`` returned.
         corrections: What is added to h to make it that of the worker's part of the whole batch.
@@ -33,7 +31,6 @@ class Replay:
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     outputs: Any
-    states: list[tuple[Any, tf.Tensor]]
     loss_arguments: dict[str, Any] | None = None
     value: tf.Tensor | None = None
     corrections: list[tf.Tensor] = dataclasses.field(default_factory=list)
@@ -57,6 +54,8 @@ class Record:
         losses: The losses that were evaluated.
         workers: Who else makes the same step.
         reads: Tells of variables that are used outside of their layers.
+        states: Variables that a forward pass may change (moving averages, seeds of dropout, states
+            of recurrent layers), each with its value before.
         used_elsewhere: ids of those.
         unreachable: Names of layers that ran where the backward pass cannot reach them.
         replay: How to evaluate the same loss at other weights, None where nobody knows.
@@ -69,6 +68,7 @@ class Record:
     tape: tf.GradientTape
     workers: Workers
     reads: VariableReads
+    states: Sequence[tuple[Any, tf.Tensor]] = ()
     used_elsewhere: set[int] = dataclasses.field(default_factory=set)
     uses: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
     losses: list[LossCall] = dataclasses.field(default_factory=list)

@@ -35,10 +35,10 @@ def loss_at_present_weights(model: Any, record: Record) -> tf.Tensor:
     """
     replay = record.replay
     assert replay is not None and replay.loss_arguments is not None
-    states = [variable for variable, _ in replay.states]
+    states = [variable for variable, _ in record.states]
     changed = [*states, *keras_internals.metric_variables(model)]
     after = [tf.convert_to_tensor(variable) for variable in changed]
-    for variable, before in replay.states:
+    for variable, before in record.states:
         variable.assign(before)
     args, kwargs = replay.arguments
     outputs = model(*args, **{**kwargs, "training": True})

@@ -242,7 +242,9 @@ class StepControl(AdaptiveDamping):
 
             own = self.workers.each(units, model.batch)
             (weight,) = self.workers.first(self.workers.sum(own))
-            StepControl.kl_clip.record(self, AUTO_KL_CLIP * weight)
+            some = tf.math.is_finite(weight) & (weight > 0.0)  # of an empty batch it is 0 / 0
+            clip = tf.where(some, AUTO_KL_CLIP * weight, tf.cast(self.kl_clip, weight.dtype))
+            StepControl.kl_clip.record(self, clip)
         clip = tf.cast(tf.convert_to_tensor(self.kl_clip), self._control_dtype)
         scale = kl_clip_scale(clip, squared_length())
         self._clipped_steps.assign_add(tf.cast(scale < 1.0, tf.int64))

@@ -1,0 +1,94 @@
+"""A training that meets a fault keeps its numbers finite, says what happened, and goes on.
+
+``pytest tests/faults --reliability docs/reliability.md`` writes the table of what happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from faults.fault_cases import FAULTS, KEPT, SKIPPED, TRAINS, Batch, Fault
+
+import tfkfac
+
+MODES = {
+    "graph": {},
+    "eager": {"run_eagerly": True},
+    "jit": {"jit_compile": True},
+    "2 replicas": {},
+}
+BEFORE, FAULTY, AFTER = 3, 2, 3
+"""Steps."""
+
+
+def _scope(mode: str) -> contextlib.AbstractContextManager:
+    if mode != "2 replicas":
+        return contextlib.nullcontext()
+    tf.distribute.MirroredStrategy._collective_key_base += 100_000
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
+
+
+def _kfac_of(model: keras.Model) -> tfkfac.KFAC:
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+def _trainer(fault: Fault, mode: str) -> tuple[keras.Model, Callable[[Batch], None]]:
+    keras.config.set_dtype_policy(fault.policy)
+    try:
+        with _scope(mode):
+            model = fault.model()
+            model.compile(
+                tfkfac.KFAC(seed=1, **fault.arguments), fault.compiled_loss(), **MODES[mode]
+            )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    return model, lambda batch: model.train_on_batch(*batch)
+
+
+def _not_finite(model: keras.Model) -> list[str]:
+    variables = [*model.variables, *model.optimizer.variables]
+    return [v.path for v in variables if not np.isfinite(v.numpy().astype("float64")).all()]
+
+
+def _happened(before: dict[str, float], after: dict[str, float]) -> str:
+    """In the faulty steps."""
+    if after["skipped"] > before["skipped"]:
+        return SKIPPED
+    return KEPT if after["failures"] > before["failures"] else TRAINS
+
+
+@pytest.mark.parametrize(
+    ("fault", "mode"),
+    [
+        pytest.param(
+            fault,
+            mode,
+            id=f"{fault.name}-{mode}",
+            marks=[] if mode == "graph" else pytest.mark.slow,
+        )
+        for fault in FAULTS
+        for mode in MODES
+    ],
+)
+def test_a_fault(fault: Fault, mode: str, record_property: Callable[[str, object], None]) -> None:
+    model, step = _trainer(fault, mode)
+    for number in range(BEFORE):
+        step(fault.usual(seed=number))
+    before = _kfac_of(model).counts()
+    for _ in range(FAULTY):
+        step(fault.faulty())
+    after = _kfac_of(model).counts()
+    happened = _happened(before, after)
+    record_property("fault", (fault.name, mode, " or ".join(fault.must), happened))
+    assert happened in fault.must
+    assert not _not_finite(model)
+    for number in range(AFTER):
+        step(fault.usual(seed=number))
+    assert not _not_finite(model)
+    x, y = fault.usual()
+    assert float(model.evaluate(x, y, verbose=0)) < 10.0
