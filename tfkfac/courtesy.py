@@ -57,6 +57,5 @@ def install() -> None:
 
 
 def _optimizer_of(model: Any) -> Any:
-    """The model's optimizer, without the loss scaling that mixed precision wraps around it."""
-    optimizer = getattr(model, "optimizer", None)
-    return getattr(optimizer, "inner_optimizer", optimizer)
+    """The model's optimizer, or the part of it that wants to know the model."""
+    return keras_internals.unwrapped(getattr(model, "optimizer", None), "attach")

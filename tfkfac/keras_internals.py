@@ -139,6 +139,18 @@ def states_of(model: Any) -> list[Any]:
     return list({id(variable): variable for variable in [*found, *seeds_of(model)]}.values())
 
 
+def unwrapped(optimizer: Any, attribute: str) -> Any:
+    """What is in a ``LossScaleOptimizer``, and of a ``MultiOptimizer`` the part with an attribute.
+
+    Args:
+        optimizer: An optimizer, or None.
+        attribute: Its name.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    parts = getattr(optimizer, "optimizers", [])
+    return next((part for part in parts if hasattr(type(part), attribute)), optimizer)
+
+
 def seeds_of(model: Any) -> list[Any]:
     """The states of the generators of a model's random numbers (of dropout, say), each once."""
     layers = [model, *flatten_layers(model)]

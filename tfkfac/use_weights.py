@@ -45,7 +45,7 @@ def _are_examples(use: Use, observations: Sequence[Observation]) -> bool | None:
     batch = observations[0].predictive.target.shape[0] if observations else None
     if rows is None:
         return None
-    return False if batch is None else rows % batch == 0
+    return False if batch is None else rows % max(batch, 1) == 0
 
 
 def _omega_at_places(

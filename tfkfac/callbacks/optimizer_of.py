@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tfkfac import keras_internals
+
 
 def kfac_of(model: Any, callback: str) -> Any:
-    """A model's KFAC, without the loss scaling that mixed precision wraps around it.
+    """A model's KFAC, which may be wrapped (mixed precision) or one of several.
 
     Args:
         model: The model that trains.
@@ -15,8 +17,8 @@ def kfac_of(model: Any, callback: str) -> Any:
     Raises:
         ValueError: The model is trained by another optimizer.
     """
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    whole = getattr(model, "optimizer", None)
+    optimizer = keras_internals.unwrapped(whole, "layer_collection")
     if not hasattr(type(optimizer), "layer_collection"):
         raise ValueError(
             f"{callback} looks at tfkfac.KFAC, but the model is trained with {optimizer!r}; "
