@@ -20,6 +20,7 @@ from tfkfac.capture import Recorder
 from tfkfac.distribution.choice import has_replicas, is_over_horovod, require_unwrapped, workers_of
 from tfkfac.distribution.workers import Workers
 from tfkfac.layer_collection import LayerCollection
+from tfkfac.loss_scaling import adopt
 from tfkfac.record import Record
 from tfkfac.registry import supported
 
@@ -94,29 +95,29 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             self._recorder.attach(model)
         wrapping = getattr(model, "optimizer", None)
         if wrapping is not self and getattr(wrapping, "inner_optimizer", None) is self:
-            self._decide_together(wrapping)
+            adopt(wrapping, self._decide_together)
         if has_replicas(model.distribute_strategy):
             self._build_early()
 
-    def _decide_together(self, scaling: Any) -> None:
-        """Lets all workers skip a step whose scaled gradients are not finite for one of them.
+    def _decide_together(self, finite: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:
+        """Whether a step with a scaled loss is made: all workers skip it if one of them must.
 
         Args:
-            scaling: The ``keras.optimizers.LossScaleOptimizer`` around this one, which takes
-                gradients for those of all workers.
+            finite: Whether the gradients of this worker are.
+            gradients: Of this worker; the ``LossScaleOptimizer`` takes them for those of all.
         """
+        if self.workers.number > 1:
+            of_all = self.workers.exchange(tf.cast(finite, tf.float32)[None])
+            finite = tf.reduce_all(of_all > 0)
+        record = self._recorder.find()
+        if self.built and record is not None:
+            tf.cond(finite, lambda: None, lambda: self._skip_scaled(record, gradients))
+        return finite
 
-        def check_finite(gradients: Sequence[Any]) -> tf.Tensor:
-            finite = type(scaling).check_finite(scaling, gradients)
-            if self.workers.number > 1:
-                of_all = self.workers.exchange(tf.cast(finite, tf.float32)[None])
-                finite = tf.reduce_all(of_all > 0)
-            record = self._recorder.find()
-            if self.built and record is not None:
-                tf.cond(finite, lambda: None, lambda: self._skip_scaled(record, gradients))
-            return finite
-
-        scaling.check_finite = check_finite
+    @property
+    def trained_variables(self) -> list[Any]:
+        """The variables of the model that train."""
+        return list(self._require_model().trainable_variables)
 
     def detach(self) -> None:
         """Takes the optimizer's stand-ins off the model, which is then as it was before."""

@@ -1,0 +1,53 @@
+"""What changes about a ``keras.optimizers.LossScaleOptimizer`` that is around a KFAC."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def adopt(scaling: Any, decide: Callable[[tf.Tensor, Sequence[Any]], tf.Tensor]) -> None:
+    """Lets KFAC see which steps are skipped, and what it keeps be in files once.
+
+    Args:
+        scaling: The ``LossScaleOptimizer``.
+        decide: Whether the gradients of this worker are finite, and these → whether there will be
+            a step.
+    """
+
+    def check_finite(gradients: Sequence[Any]) -> tf.Tensor:
+        return decide(type(scaling).check_finite(scaling, gradients), gradients)
+
+    scaling.check_finite = check_finite
+    scaling.save_own_variables = functools.partial(_save, scaling)
+    scaling.load_own_variables = functools.partial(_load, scaling)
+
+
+def _save(scaling: Any, store: Any) -> None:
+    """Writes the scale and its counters: Keras adds what is in the optimizer within by itself."""
+    for place, variable in enumerate(scaling._variables):
+        store[str(place)] = variable.numpy()
+
+
+def _load(scaling: Any, store: Any) -> None:
+    """Reads them.
+
+    Raises:
+        ValueError: The file has something else.
+    """
+    if not scaling.built:
+        scaling.build(scaling.inner_optimizer.trained_variables)
+    here = [tuple(variable.shape) for variable in scaling._variables]
+    found = [tuple(np.shape(store[key])) for key in sorted(store.keys(), key=int)]
+    if found != here:
+        raise ValueError(
+            f"The state of the LossScaleOptimizer in the file has variables of shapes {found}, not "
+            f"{here}: it is of another optimizer, or of an older tfkfac. Load the model without "
+            "it, keras.models.load_model(path, compile=False), and compile it anew."
+        )
+    for place, variable in enumerate(scaling._variables):
+        variable.assign(store[str(place)])
