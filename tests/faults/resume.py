@@ -1,6 +1,6 @@
 """Trainings that stop and go on, each step in a process of its own.
 
-python resume.py FOLDER whole|saved|killed|restarted
+python resume.py FOLDER whole|saved|killed|restarted|deterministic
 """
 
 from __future__ import annotations
@@ -122,6 +122,19 @@ def restarted(folder: pathlib.Path) -> None:
     np.savez(folder / "backup.npz", **state(made))
 
 
+def deterministic(folder: pathlib.Path) -> None:
+    """With TensorFlow's own switch, which refuses operations that are not."""
+    tf.config.experimental.enable_op_determinism()
+    ends = []
+    for _ in range(2):
+        made = model()
+        fit(made, 2)
+        ends.append(state(made))
+    assert all(np.array_equal(ends[0][key], ends[1][key]) for key in ends[0])
+    (folder / "deterministic").touch()
+
+
+HOW = {each.__name__: each for each in (whole, saved, killed, restarted, deterministic)}
+
 if __name__ == "__main__":
-    how = {"whole": whole, "saved": saved, "killed": killed, "restarted": restarted}
-    how[sys.argv[2]](pathlib.Path(sys.argv[1]))
+    HOW[sys.argv[2]](pathlib.Path(sys.argv[1]))

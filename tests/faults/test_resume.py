@@ -41,6 +41,12 @@ def test_the_same_bits(how: str, folder: pathlib.Path) -> None:
         np.testing.assert_array_equal(found[key], whole[expected], err_msg=expected)
 
 
+def test_under_op_determinism(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "deterministic")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "deterministic").exists()
+
+
 @pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
 def test_inverses_that_are_not_in_the_file_are_made_anew(
     method: str, tmp_path: pathlib.Path
