@@ -1,0 +1,141 @@
+"""Errors that no other test reads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import keras
+import models
+import numpy as np
+import pytest
+from keras import ops
+from steps import attached, train
+
+import tfkfac
+from tfkfac.blocks.block import Kept
+
+
+def test_another_backend_is_refused() -> None:
+    code = "import keras; keras.config.backend = lambda: 'torch'; import tfkfac"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Keras runs on 'torch'; set the environment variable KERAS_BACKEND" in done.stderr
+
+
+def test_averages_of_another_worker() -> None:
+    block = tfkfac.LayerCollection.scan(models.sequential())["hidden"]
+    block.build(lambda **_: None, lambda: 0.1, Kept(averages=False, inverse=False))
+    with pytest.raises(ValueError, match=r"'hidden' are kept by another worker.*placement_summary"):
+        block.averages()
+
+
+def test_no_dense_form_without_curvature() -> None:
+    collection = tfkfac.LayerCollection.scan(models.sequential(), skip=["hidden"])
+    with pytest.raises(ValueError, match=r"hidden.*keeps no curvature, so it has no dense form"):
+        collection["hidden"].to_dense()
+
+
+def test_the_monitor_looks_at_kronecker_blocks_only() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((models.FEATURES,)),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(models.CLASSES, name="logits"),
+        ]
+    )
+    model.compile(models.kfac(), models.crossentropy())
+    monitor = tfkfac.callbacks.CurvatureMonitor(layers=["norm"])
+    with pytest.raises(ValueError, match=r"'norm' has no Kronecker block.*logits"):
+        model.fit(*models.vectors(), verbose=0, callbacks=[monitor])
+
+
+def test_exact_fisher_of_outputs_of_unknown_shape() -> None:
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile(tfkfac.KFAC(fisher="exact", damping=1.0, learning_rate=0.1), "mse")
+
+    def pieces() -> object:
+        for length in (4, 5):
+            yield np.ones([2, length, 3], "float32"), np.ones([2, length, 2], "float32")
+
+    with pytest.raises(ValueError, match=r"needs outputs of a known shape.*use fisher='mc'"):
+        model.fit(pieces(), verbose=0)
+
+
+def test_no_second_derivatives() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Conv2D(2, 3, padding="same"),
+            keras.layers.Lambda(lambda x: ops.image.resize(x, (6, 6), interpolation="bicubic")),
+            keras.layers.Flatten(),
+            keras.layers.Dense(models.CLASSES),
+        ]
+    )
+    model.compile(tfkfac.KFAC(), models.crossentropy(), run_eagerly=True)
+    x = np.random.default_rng(0).normal(size=(4, 4, 4, 1))
+    with pytest.raises(ValueError, match=r"second derivatives.*KFAC\(learning_rate=0\.1"):
+        model.fit(x, np.zeros(4), verbose=0)
+
+
+def test_a_layer_whose_statistics_overflow_again_and_again_is_named() -> None:
+    """Its units are dead, so that gradients are fine."""
+    model = keras.Sequential(
+        [
+            keras.Input((models.FEATURES,)),
+            keras.layers.Dense(5, activation="relu", kernel_initializer=minus_one, name="dead"),
+            keras.layers.Dense(models.CLASSES, name="logits"),
+        ]
+    )
+    model.compile(
+        tfkfac.KFAC(factor_update_every=1, max_consecutive_failures=4), models.crossentropy()
+    )
+    x, y = models.vectors()
+    with pytest.raises(FloatingPointError, match=r"statistics of layer 'dead' could not be had . times in a row"):
+        model.fit(1e25 * np.abs(x), y, epochs=3, batch_size=8, verbose=0, steps_per_epoch=6)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_any_number_of_failures_is_allowed() -> None:
+    model = attached(models.kfac(max_consecutive_failures=None))
+    x, y = models.vectors()
+    for _ in range(12):
+        model.train_on_batch(x * np.nan, y)
+    model.optimizer.raise_if_failing()
+    assert model.optimizer.counts()["skipped"] == 12
+
+
+def test_loops_of_ones_own_ask() -> None:
+    model = attached(models.kfac(max_consecutive_failures=3))
+    x, y = models.vectors()
+    train(model, 2)
+    for _ in range(3):
+        model.optimizer.raise_if_failing()
+        model.train_on_batch(x * np.nan, y)
+    with pytest.raises(FloatingPointError, match=r"last 3 steps were skipped.*hidden/kernel"):
+        model.optimizer.raise_if_failing()
+    train(model, 1)
+    model.optimizer.raise_if_failing()
+
+
+def test_a_gradient_that_bursts_is_left_out_until_it_stays() -> None:
+    """An accident is; what goes on is not."""
+    model = keras.Sequential([keras.Input((models.FEATURES,)), keras.layers.Dense(2)])
+    model.compile(tfkfac.KFAC(learning_rate=1e-3, damping=1.0, kl_clip=None), "mse")
+    x = models.vectors()[0]
+    y = np.ones([len(x), 2], "float32")
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    before = model.get_weights()
+    skipped = []
+    for _ in range(5):
+        model.train_on_batch(x, 1e10 * y)
+        skipped.append(model.optimizer.counts()["skipped"])
+    assert skipped[:2] == [1, 2]
+    assert skipped[-1] == skipped[-2] < 5
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert np.abs(model.get_weights()[0] - before[0]).max() > 0
+
+
+def minus_one(shape: tuple[int, ...], dtype: object = None) -> object:
+    return -ops.ones(shape, dtype=dtype)
