@@ -66,7 +66,7 @@ def test_summary_has_a_row_for_every_layer() -> None:
     norm = _row(text, "norm")
     shown = ["norm (BatchNormalization)", "scale-shift", "F 4×2×2", "8", "80 B", "–"]
     assert norm == shown
-    assert _row(text, "odd")[1:] == ["diagonal", "Odd", "15", "64 B", "–"]
+    assert _row(text, "odd")[1:] == ["diagonal", "Odd", "15", "76 B", "–"]
     skipped = _row(_summary(scan(_mixed(), skip=["dense"])), "dense")
     assert skipped[1:] == ["gradient", "skipped by the user", "68", "0 B", "–"]
 

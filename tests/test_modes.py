@@ -271,7 +271,8 @@ def test_dense_step_has_one_forward_pass_and_only_the_products_it_needs(fisher: 
     factors, inverses, precondition = 2 * layers, 2 * layers, 2 * layers
     if fisher == "exact":
         factors += layers
-    extra = extra_backward + factors + inverses + precondition
+    slope = 2 * layers  # gᵀF̂⁻¹g, one for each variable
+    extra = extra_backward + factors + inverses + precondition + slope
     assert kfac["MatMul"] - sgd["MatMul"] == extra
 
 

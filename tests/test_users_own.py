@@ -184,7 +184,7 @@ def test_rematerialised_layer_falls_back() -> None:
 
 
 def test_predicted_memory_is_what_is_allocated() -> None:
-    """All that the optimizer makes, but Keras' own and the momentum."""
+    """All that the optimizer makes, but Keras' own, the momentum and the seeds of the model."""
     inputs = keras.Input((8, 8, 4))
     hidden = layers.SeparableConv2D(6, 3)(layers.BatchNormalization()(inputs))
     hidden = layers.Conv2DTranspose(4, 3, strides=2)(layers.DepthwiseConv2D(3)(hidden))
@@ -200,9 +200,10 @@ def test_predicted_memory_is_what_is_allocated() -> None:
     allocated = sum(int(np.prod(v.shape)) * 4 for v in made.values())
     assert predicted == allocated
     counts, momenta = optimizer._counts, len(model.trainable_variables)
+    seeds = optimizer._seeds_of_model
     eigenvalues = optimizer._eigenvalues
     assert eigenvalues.shape == (len(optimizer.layer_collection.curvature_blocks),)
-    assert len(optimizer._state) == len(made) + len(counts) + momenta + 1
+    assert len(optimizer._state) == len(made) + len(counts) + len(seeds) + momenta + 1
     assert all(count.shape == () for count in counts)
 
 

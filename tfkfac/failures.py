@@ -148,7 +148,8 @@ class Failures(SavedState):
 
 
 def _squares(gradients: Sequence[Any]) -> tf.Tensor:
-    return tf.stack([tf.cast(indexed_slices.dot(g, g), tf.float32) for g in gradients])
+    lengths = [linalg.squared_length(indexed_slices.values_of(g)) for g in gradients]
+    return tf.stack([tf.cast(length, tf.float32) for length in lengths])
 
 
 def _forget(batch: Batch) -> None:

@@ -169,6 +169,12 @@ def dot(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return tf.tensordot(tf.reshape(left, [-1]), tf.reshape(right, [-1]), axes=1)
 
 
+def squared_length(tensor: tf.Tensor) -> tf.Tensor:
+    """The sum of the squares of the entries, in float32 at least."""
+    wide = tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
+    return 2.0 * tf.nn.l2_loss(wide)
+
+
 def _triangular_inverse(lower: tf.Tensor) -> tf.Tensor:
     """The inverse of a lower triangular matrix, lower triangular.
 

@@ -26,7 +26,6 @@ LOSSES = {
     "binary": lambda reduction: keras.losses.BinaryCrossentropy(
         from_logits=True, reduction=reduction
     ),
-    "poisson": lambda reduction: keras.losses.Poisson(reduction=reduction),
 }
 
 
@@ -71,8 +70,7 @@ class Training:
             for name, arguments in self.layers:
                 model.add(getattr(keras.layers, name)(**arguments))
             model.add(keras.layers.Flatten())
-            positive = "softplus" if self.loss == "poisson" else None
-            model.add(keras.layers.Dense(OUTPUTS, activation=positive, name="outputs"))
+            model.add(keras.layers.Dense(OUTPUTS, name="outputs"))
             optimizer = tfkfac.KFAC(seed=self.seed, **self.arguments)
             how = {"eager": {"run_eagerly": True}, "jit": {"jit_compile": True}, "graph": {}}
             model.compile(optimizer, LOSSES[self.loss](self.reduction), **how[self.mode])
@@ -93,7 +91,6 @@ class Training:
             "sparse": labels,
             "categorical": np.eye(OUTPUTS)[labels],
             "binary": rng.integers(2, size=(BATCH, OUTPUTS)),
-            "poisson": rng.poisson(2.0, size=(BATCH, OUTPUTS)),
         }
         return x, targets[self.loss]
 

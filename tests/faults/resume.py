@@ -127,6 +127,7 @@ def deterministic(folder: pathlib.Path) -> None:
     tf.config.experimental.enable_op_determinism()
     ends = []
     for _ in range(2):
+        keras.utils.clear_session()  # or layers have other names
         made = model()
         fit(made, 2)
         ends.append(state(made))

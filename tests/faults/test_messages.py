@@ -91,7 +91,9 @@ def test_a_layer_whose_statistics_overflow_again_and_again_is_named() -> None:
         tfkfac.KFAC(factor_update_every=1, max_consecutive_failures=4), models.crossentropy()
     )
     x, y = models.vectors()
-    with pytest.raises(FloatingPointError, match=r"statistics of layer 'dead' could not be had . times in a row"):
+    with pytest.raises(
+        FloatingPointError, match=r"statistics of layer 'dead' could not be had . times in a row"
+    ):
         model.fit(1e25 * np.abs(x), y, epochs=3, batch_size=8, verbose=0, steps_per_epoch=6)
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 

@@ -50,8 +50,8 @@ def check(training: Training) -> None:
         if training.policy != "mixed_float16":  # whose scale is sought by skipping
             assert done["skipped"] == 0, "gᵀF̂⁻¹g < 0, or not finite"
         length = np.sqrt(sum((g**2).sum() for g in slopes))
-        stays = done["updates"] == 0 or done["taken_back"] or done["skipped"]
-        stays |= after["updates"] <= training.arguments.get("burn_in", 0)
+        burns_in = after["updates"] <= training.arguments.get("burn_in", 0)
+        stays = burns_in or not done["updates"] or done["taken_back"] or done["skipped"]
         if _must_go_downhill(training) and not stays and length > 1e-6:
             assert sum((g * d).sum() for g, d in zip(slopes, changes, strict=True)) < 0
 
