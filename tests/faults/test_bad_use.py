@@ -89,6 +89,36 @@ def test_a_layer_frozen_between_two_fits_stays() -> None:
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
 
+def test_images_of_another_size_go_on_with_the_same_curvature() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 2)),
+            keras.layers.Conv2D(3, 3, padding="same"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile(models.kfac(), "mse")
+    rng = np.random.default_rng(0)
+    for size in (6, 9):
+        model.fit(rng.normal(size=(8, size, size, 2)), rng.normal(size=(8, 2)), verbose=0)
+    assert model.optimizer.counts()["updates"] == 2
+    assert all(np.isfinite(variable.numpy()).all() for variable in model.optimizer.variables)
+
+
+def test_a_model_rebuilt_with_a_layer_of_another_shape_says_what_to_do() -> None:
+    model = fitted(models.sequential())
+    model.pop()
+    model.add(keras.layers.Dense(models.CLASSES + 2, name="wider"))
+    model.compile(model.optimizer, models.crossentropy())
+    with pytest.raises(ValueError, match=r"wider/kernel.*optimizer\.rebuild\(model\)"):
+        model.fit(*models.vectors(), verbose=0)
+    model.optimizer.rebuild(model)
+    model.compile(model.optimizer, models.crossentropy())
+    model.fit(*models.vectors(), verbose=0)
+    assert model.optimizer.counts()["updates"] == 2
+
+
 def test_a_model_that_another_optimizer_has_trained() -> None:
     model = models.sequential()
     model.compile("adam", models.crossentropy())
