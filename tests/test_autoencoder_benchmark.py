@@ -30,7 +30,7 @@ def made(settings: list[Setting]) -> Any:
             "seconds": [(4.0 if rate is None else 1.0) * i for i in range(updates + 1)],
         }
         found = {"end": end, "evaluated": end, "diverged": end is None, "first_step": 2.0}
-        return setting.in_file() | found | {"curve": curve}
+        return setting.in_file() | found | {"curve": curve, "others": None}
 
     return get
 

@@ -100,3 +100,11 @@ def test_a_vector_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no known predictive distribution"):
         v = [np.ones((2, 3)), np.ones(3)]
         tfkfac.fisher_vector_product(model, "mean_absolute_error", np.ones((1, 2)), v)
+
+
+def test_two_losses_for_three_outputs_are_refused() -> None:
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [layers.Dense(1)(inputs) for _ in range(3)])
+    v = [np.ones(variable.shape) for variable in model.trainable_variables]
+    with pytest.raises(ValueError, match=r"one for each of the 3 outputs of the model; got 2"):
+        tfkfac.fisher_vector_product(model, ["mse", "mse"], np.ones((4, 2)), v)

@@ -187,8 +187,10 @@ class Recorder:
 
     def _on_model_call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         record = self._records.find()
-        training = kwargs.get("training") in (None, True) and (
-            keras_internals.gradient_tape_is_active()
+        training = (
+            kwargs.get("training") in (None, True)
+            and keras_internals.gradient_tape_is_active()
+            and not keras_internals.is_rehearsal()
         )
         if not training or self._paused or (record is not None and record.open):
             return call(*args, **kwargs)

@@ -239,6 +239,13 @@ def compiled_losses(model: Any) -> Any:
     return getattr(model, "_compile_loss", None)
 
 
+def is_rehearsal() -> bool:
+    """Whether Keras calls a layer only to see of what shapes its variables and outputs are."""
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+    return bool(in_stateless_scope())
+
+
 def gradient_tape_is_active() -> bool:
     """Whether some ``tf.GradientTape`` is recording: a forward pass outside is not training."""
     from tensorflow.python.eager import record

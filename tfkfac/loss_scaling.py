@@ -9,6 +9,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+FORMAT_KEY = "format"
+"""Where a file says what the layout of a KFAC is; a LossScaleOptimizer has nothing there."""
+
+
+def has_only_scale(store: Any) -> bool:
+    """Whether what is in a file is a LossScaleOptimizer: its scale and some counters.
+
+    Args:
+        store: Position → array.
+    """
+    shapes = [np.shape(store[key]) for key in list(store.keys())]
+    return shapes == [()] * _COUNTERS
+
+
+_COUNTERS = 4
+
 
 def adopt(scaling: Any, decide: Callable[[tf.Tensor, Sequence[Any]], tf.Tensor]) -> None:
     """Lets KFAC see which steps are skipped, and what it keeps be in files once.
@@ -39,6 +55,12 @@ def _load(scaling: Any, store: Any) -> None:
     Raises:
         ValueError: The file has something else.
     """
+    if FORMAT_KEY in set(store.keys()):
+        raise ValueError(
+            "The optimizer in the file has no LossScaleOptimizer around it: the model was trained "
+            'under another dtype policy than "mixed_float16", which is set now. Call '
+            "keras.config.set_dtype_policy(...) with that one before the file is read."
+        )
     if not scaling.built:
         scaling.build(scaling.inner_optimizer.trained_variables)
     here = [tuple(variable.shape) for variable in scaling._variables]

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tfkfac import keras_internals
 from tfkfac.kept_state import KeptState
+from tfkfac.loss_scaling import FORMAT_KEY, has_only_scale
 
-_FORMAT_KEY = "format"
 _FORMAT = 1
 """Of the layout below; it changes whenever files of before can no longer be read."""
 
@@ -82,7 +83,7 @@ class SavedState(KeptState):
         Args:
             store: Position → array; and the format of the file.
         """
-        store[_FORMAT_KEY] = np.asarray(_FORMAT)
+        store[FORMAT_KEY] = np.asarray(_FORMAT)
         fresh = self._gathered.iterations == int(self._iterations.numpy())
         gathered = self._gathered.values if fresh else {}
         missing = []
@@ -119,8 +120,14 @@ class SavedState(KeptState):
             self.build(self._require_model().trainable_variables)
         slots = list(self._slots())
         keys = set(store.keys())
-        _require_format(int(np.asarray(store[_FORMAT_KEY])) if _FORMAT_KEY in keys else None)
-        keys.discard(_FORMAT_KEY)
+        if has_only_scale(store):
+            raise ValueError(
+                "The optimizer in the file has a LossScaleOptimizer around it: the model was "
+                'trained under keras.config.set_dtype_policy("mixed_float16"). Call that before '
+                "the file is read."
+            )
+        _require_format(int(np.asarray(store[FORMAT_KEY])) if FORMAT_KEY in keys else None)
+        keys.discard(FORMAT_KEY)
         foreign = [key for key in keys if not key.isdigit() or int(key) >= len(slots)]
         common = [str(at) for at in range(len(self._alike))]
         wrong = [
@@ -134,7 +141,8 @@ class SavedState(KeptState):
                 f"The state of KFAC in the file does not fit: it has {len(keys)} variables, "
                 f"{len(slots)} are expected"
                 + (f"; {wrong[0]}" if wrong else "")
-                + ". Load it into the same model, compiled with a KFAC of the same arguments."
+                + ". Load it into the same model, compiled with a KFAC of the same arguments"
+                + self._what_is_not_built()
             )
         for at, (_, variable) in enumerate(slots):
             if variable is not None and str(at) in keys:
@@ -145,6 +153,17 @@ class SavedState(KeptState):
                     variable.assign(value)
         if not all(str(at) in keys for at in self._places_of_inverses()):
             self._stale_inverses.assign(1)
+
+    def _what_is_not_built(self) -> str:
+        """The end of a sentence that asks for the same model: layers that have no weights yet."""
+        layers = keras_internals.flatten_layers(self._require_model())
+        missing = [layer.name for layer in layers if not layer.built]
+        if not missing:
+            return "."
+        return (
+            f", and call the model on a batch of data before it is compiled: {missing[0]!r} and "
+            f"{len(missing) - 1} other layers have no weights yet."
+        )
 
     def _places_of_inverses(self) -> set[int]:
         """Where in the layout inverses (or eigenvectors) are, which factors tell as well."""

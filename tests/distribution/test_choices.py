@@ -31,6 +31,13 @@ def test_insisting_on_what_is_not_there(distribution: str, words: str) -> None:
         model.fit(np.ones([4, 3]), np.ones([4, 2]), verbose=0)
 
 
+def test_replicas_within_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfkfac.distribution.choice.ranks_of_horovod", lambda: 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with pytest.raises(ValueError, match=r"2 Horovod ranks.*with 2 replicas\. Use one of both"):
+        workers_of("auto", strategy)
+
+
 def test_horovod_that_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_SIZE", "2")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

@@ -67,3 +67,10 @@ def test_two_optimizers_have_their_process_sets_in_common(pretended: Pretended) 
     Ranks(pretended).form(COLUMNS)
     Ranks(pretended).form(COLUMNS)
     assert pretended.sets == [[0, 2], [1, 3]]
+
+
+def test_a_horovod_without_process_sets_says_what_to_do(pretended: Pretended) -> None:
+    pretended.sets = [[0, 2]]
+    Ranks._numbers_of_process_sets = staticmethod(dict)  # put back by the fixture
+    with pytest.raises(ValueError, match=r'`placement`.*process_sets="dynamic".*duplicate'):
+        Ranks(pretended).form(COLUMNS)

@@ -130,6 +130,29 @@ def test_a_file_with_another_scaling_is_refused(policy: Callable[[str], None]) -
         model.optimizer.load_own_variables(store)
 
 
+@pytest.mark.parametrize(
+    ("written", "read", "words"),
+    [
+        ("mixed_float16", "float32", r'trained under .*"mixed_float16".*Call that before'),
+        ("float32", "mixed_float16", r"has no LossScaleOptimizer.*another dtype policy"),
+    ],
+)
+def test_a_file_of_another_policy_says_so(
+    written: str, read: str, words: str, tmp_path: pathlib.Path, policy: Callable[[str], None]
+) -> None:
+    policy(written)
+    model = models.sequential()
+    model.compile(models.kfac(), models.crossentropy())
+    model.fit(*models.vectors(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    policy(read)
+    with pytest.raises(ValueError, match=words):
+        keras.models.load_model(tmp_path / "model.keras")
+    policy(written)
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.optimizer.iterations.numpy() == 1
+
+
 def test_overflows_in_a_row_are_told(policy: Callable[[str], None]) -> None:
     """What the scale cannot mend is not skipped for ever."""
     policy("mixed_float16")

@@ -11,6 +11,7 @@ import keras
 import models
 import numpy as np
 import pytest
+import tensorflow as tf
 from steps import attached, train
 
 import tfkfac
@@ -113,6 +114,49 @@ def test_files_that_do_not_fit(change: object, words: str) -> None:
     change(store)
     with pytest.raises(ValueError, match=words):
         model.optimizer.load_own_variables(store)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    """Without a `build`: Keras finds the shapes of its weights by calling it."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.dropouts = [keras.layers.Dropout(0.3, seed=i) for i in range(2)]
+        self.logits = keras.layers.Dense(models.CLASSES)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        hidden = self.hidden(inputs)
+        for dropout in self.dropouts:
+            hidden = dropout(hidden, training=training)
+        return self.logits(hidden)
+
+    @classmethod
+    def fitted(cls) -> keras.Model:
+        model = cls()
+        model.compile(models.kfac(), models.crossentropy())
+        model.fit(*models.vectors(), verbose=0)
+        return model
+
+
+def test_a_subclassed_model_is_read_and_goes_on(tmp_path: pathlib.Path) -> None:
+    model = Subclassed.fitted()
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, again):
+        each.fit(*models.vectors(), epochs=2, shuffle=False, verbose=0)
+    for ours, expected in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_weights_of_layers_that_are_not_built_say_what_to_do(tmp_path: pathlib.Path) -> None:
+    Subclassed.fitted().save_weights(tmp_path / "model.weights.h5")
+    model = Subclassed()
+    model.compile(models.kfac(), models.crossentropy())
+    model.build((None, models.FEATURES))  # of which Keras only remembers that it was called
+    with pytest.raises(ValueError, match=r"(?s)call the model on a batch of data.*no weights yet"):
+        model.load_weights(tmp_path / "model.weights.h5")
 
 
 def test_backups_within_an_epoch_are_refused(tmp_path: pathlib.Path) -> None:
