@@ -34,6 +34,27 @@ class Failures(SavedState):
 
     # --- in the graph ----------------------------------------------------------------------
 
+    def _told_of_states(self, record: Record, gradients: Sequence[Any]) -> list[Any]:
+        """The gradients of a worker, one of them NaN if its batch made a moving average infinite.
+
+        The variance of inputs of 1e30 is, while what they are normalised to is finite. Since the
+        gradients of all workers are added up, all of them leave the batch out.
+        """
+        numbers = _numbers_in(record.states)
+        if not numbers:
+            return list(gradients)
+        before = linalg.all_finite(*(value for _, value in numbers))
+        after = linalg.all_finite(*(tf.convert_to_tensor(variable) for variable, _ in numbers))
+        sizes = [indexed_slices.values_of(g).shape.num_elements() or 2**62 for g in gradients]
+        smallest = int(np.argmin(sizes))
+        told = list(gradients)
+        values = indexed_slices.values_of(told[smallest])
+        fault = tf.where(before & ~after, np.nan, 0.0)
+        told[smallest] = indexed_slices.with_values(
+            told[smallest], values + tf.cast(fault, values.dtype)
+        )
+        return told
+
     def _squares(self, gradients: Any) -> tf.Tensor:
         """``‖g‖²`` of every variable; infinite or NaN where an entry is."""
         return _squares(self.workers.first(gradients))
@@ -83,9 +104,7 @@ class Failures(SavedState):
 
         The forward pass is all right most times. Then what it brought about stays.
         """
-        for variable, before in _numbers_in(record.states):
-            now = tf.convert_to_tensor(variable)
-            variable.assign(tf.where(linalg.all_finite(now), now, before))
+        mend(record.states)
         given = [gradient for gradient in gradients if gradient is not None]
         if len(given) == len(self._trainable_variables):
             self._skip_step(self._trainable_variables, _squares(given))
@@ -156,6 +175,17 @@ def _forget(batch: Batch) -> None:
     """Moving averages and states of recurrent layers become what they were; noise goes on."""
     for variable, before in _numbers_in(batch.record.states):
         variable.assign(before)
+
+
+def mend(states: Sequence[tuple[Any, tf.Tensor]]) -> None:
+    """Puts back what is not finite any more.
+
+    Args:
+        states: Variable, and what it was before the batch.
+    """
+    for variable, before in _numbers_in(states):
+        now = tf.convert_to_tensor(variable)
+        variable.assign(tf.where(linalg.all_finite(now), now, before))
 
 
 def _numbers_in(states: Sequence[tuple[Any, tf.Tensor]]) -> list[tuple[Any, tf.Tensor]]:

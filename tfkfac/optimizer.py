@@ -17,6 +17,7 @@ from tfkfac.distribution.choice import DISTRIBUTIONS
 from tfkfac.distribution.placement import require_placement
 from tfkfac.division import COMMUNICATION_DTYPES
 from tfkfac.factors import METHODS
+from tfkfac.failures import mend
 from tfkfac.fisher import ESTIMATORS
 from tfkfac.hyperparameters import (
     AUTO,
@@ -204,7 +205,8 @@ class KFAC(InverseTurns):
         self.layer_collection.set_aside(record.used_elsewhere)
         require_seen(self.layer_collection.curvature_blocks, record, trainable_variables)
         batch = self._batch_of(record)
-        gradients = self.workers.parts(of_mean_loss(grads, batch.observations))
+        told = self._told_of_states(record, grads)
+        gradients = self.workers.parts(of_mean_loss(told, batch.observations))
         update = functools.partial(self._update, list(trainable_variables))
         self.workers.conduct(update, batch, gradients)
 
@@ -223,6 +225,7 @@ class KFAC(InverseTurns):
             self._step_if_usable(self._model_around(batch, variables, gradients), gradients)
             return
         self._enter_micro_batch(batch, variables, gradients)
+        self.workers.each(lambda own: mend(own.record.states), batch)
         step_of_all = functools.partial(self._step_of_all, variables, batch, gradients)
         tf.cond(self._is_last_micro_batch(), step_of_all, lambda: None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
+from faults.fault_cases import FAULTS, MODES
 
 BEGIN, END = "<!-- begin table -->", "<!-- end table -->"
 
@@ -38,10 +39,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _table(found: list[tuple[str, str, str, str]]) -> str:
-    """A row a fault, a column a mode."""
-    modes = list(dict.fromkeys(mode for _, mode, _, _ in found))
-    rows = {}
-    for name, mode, must, happened in found:
+    """A row a fault, a column a mode, in the order of the cases, whichever ended first."""
+    places = {fault.name: place for place, fault in enumerate(FAULTS)}
+    modes = [mode for mode in MODES if any(mode == of for _, of, _, _ in found)]
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for name, mode, must, happened in sorted(found, key=lambda each: places[each[0]]):
         rows.setdefault((name, must), {})[mode] = happened
     return "\n".join(
         [

@@ -165,6 +165,19 @@ FAULTS = [
         lambda: with_first(1e25, classified),
         (SKIPPED, KEPT),
     ),
+    Fault(
+        "inputs of 1e30 with BatchNormalization",
+        lambda: with_features(lambda x: 1e30 * x),
+        (SKIPPED,),
+        model=normalised,
+    ),
+    Fault(
+        "NaN in all micro-batches, BatchNormalization",
+        lambda: with_first(np.nan, classified),
+        (SKIPPED,),
+        model=normalised,
+        arguments={"gradient_accumulation_steps": 2},
+    ),
     Fault("features that are all zero", lambda: with_features(np.zeros_like)),
     Fault("a constant feature", lambda: with_features(constant_column)),
     Fault("duplicate columns", lambda: with_features(lambda x: np.repeat(x[:, :3], 2, axis=1))),
@@ -215,3 +228,11 @@ FAULTS = [
         policy="mixed_float16",
     ),
 ]
+
+MODES = {
+    "graph": {},
+    "eager": {"run_eagerly": True},
+    "jit": {"jit_compile": True},
+    "2 replicas": {},
+}
+"""Name → what `compile` is given."""

@@ -12,17 +12,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from faults.fault_cases import FAULTS, KEPT, SKIPPED, TRAINS, Batch, Fault
+from faults.fault_cases import FAULTS, KEPT, MODES, SKIPPED, TRAINS, Batch, Fault
 
 import tfkfac
 
-MODES = {
-    "graph": {},
-    "eager": {"run_eagerly": True},
-    "jit": {"jit_compile": True},
-    "2 replicas": {},
-}
-BEFORE, FAULTY, AFTER = 3, 2, 3
+BEFORE, FAULTY, AFTER = 4, 2, 4
 """Steps."""
 
 
