@@ -11,6 +11,7 @@ set -euo pipefail
 
 version=0.28.1
 python=$(command -v "${1:-python3}")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") # the build changes folders
 # As the build finds its helpers: those of the environment first.
 PATH=$(dirname "$python"):$PATH
 
