@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,6 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """``--within``, for runs that must end in time."""
     told = "skip tests that would begin later than so many seconds after the start"
     parser.addoption("--within", type=float, metavar="SECONDS", help=told)
+    told = "run the tests in an order that is drawn with this seed"
+    parser.addoption("--shuffled", type=int, metavar="SEED", help=told)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffles, so that a run that must end in time is not always the same head of the list."""
+    seed = config.getoption("--shuffled")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -218,3 +218,22 @@ def test_dot(shape: tuple[int, ...]) -> None:
     left, right = np.random.default_rng(10).normal(size=(2, *shape))
     found = linalg.dot(tf.constant(left), tf.constant(right)).numpy()
     assert found == pytest.approx((left * right).sum(), rel=1e-12)
+
+
+@modes
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (2, 3, 3, 4, 5)])
+def test_dot_is_the_sum_of_products(shape: tuple[int, ...], dtype: str, jit: bool) -> None:
+    left, right = np.random.default_rng(0).normal(size=(2, *shape))
+    found = run(linalg.dot, left, right, dtype=dtype, jit=jit)
+    assert found.shape == ()
+    assert np.allclose(found, (left * right).sum(), rtol=PRECISION[dtype], atol=PRECISION[dtype])
+
+
+@modes
+@pytest.mark.parametrize("stack", [(), (3,), (2, 3)])
+def test_traces_of_a_stack(stack: tuple[int, ...], dtype: str, jit: bool) -> None:
+    matrices = np.random.default_rng(0).normal(size=(*stack, 4, 4))
+    found = run(linalg.traces, matrices, dtype=dtype, jit=jit)
+    wanted = np.trace(matrices, axis1=-2, axis2=-1)
+    assert found.shape == stack
+    assert np.allclose(found, wanted, rtol=PRECISION[dtype], atol=PRECISION[dtype])

@@ -59,13 +59,24 @@ class AdaptiveDamping(Failures):
 
     def damping_of(self, block: Block) -> tf.Tensor:
         """λ, or what it amounts to in the units of a block (`LevenbergMarquardt.relative`)."""
+        return self.dampings_of([block])[0]
+
+    def dampings_of(self, blocks: Sequence[Block]) -> list[tf.Tensor]:
+        """`damping_of` of several blocks."""
         damping = tf.convert_to_tensor(self.damping)
-        relative = "damping" in self.automatic and self.levenberg_marquardt.relative
-        if not relative or not isinstance(block, CurvatureBlock):
-            return damping
-        unit = tf.convert_to_tensor(self._unit)
-        mean = tf.convert_to_tensor(self._eigenvalues)[self._division.roles.position_of(block)]
-        return damping * tf.cast(in_units_of(unit, mean), damping.dtype)
+        if "damping" not in self.automatic or not self.levenberg_marquardt.relative:
+            return [damping] * len(blocks)
+        if not any(isinstance(block, CurvatureBlock) for block in blocks):
+            return [damping] * len(blocks)
+        units = in_units_of(
+            tf.convert_to_tensor(self._unit), tf.convert_to_tensor(self._eigenvalues)
+        )
+        all_dampings = tf.unstack(damping * tf.cast(units, damping.dtype))
+        position_of = self._division.roles.position_of
+        return [
+            all_dampings[position_of(block)] if isinstance(block, CurvatureBlock) else damping
+            for block in blocks
+        ]
 
     def _note_eigenvalues(self) -> None:
         """Keeps the mean eigenvalue of every block, as its averages stand now."""

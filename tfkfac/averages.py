@@ -6,7 +6,7 @@ are: constructed from shapes, then `build` with the optimizer's ``add_variable``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -80,7 +80,41 @@ class DecayedAverages:
         self._weight.assign(kept * self._weight + share)
         return finite
 
-    def read(self) -> dict[str, tf.Tensor]:
+    def read(self) -> Served:
         """The averages; zeros before the first update."""
-        scale = tf.math.divide_no_nan(tf.ones([], self.dtype), tf.convert_to_tensor(self._weight))
-        return {key: tf.convert_to_tensor(total) * scale for key, total in self._sums.items()}
+        weight = tf.convert_to_tensor(self._weight)
+        return Served(self._sums, tf.math.divide_no_nan(tf.ones_like(weight), weight))
+
+
+class Served(Mapping[str, tf.Tensor]):
+    """``V / w`` of every statistic, made when it is asked for.
+
+    Args:
+        sums: Name → V.
+        scale: 1/w.
+    """
+
+    def __init__(self, sums: Mapping[str, Any], scale: tf.Tensor) -> None:
+        self._sums = sums
+        self._scale = scale
+
+    def __getitem__(self, key: str) -> tf.Tensor:
+        """The average of a statistic."""
+        return tf.convert_to_tensor(self._sums[key]) * self._scale
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._sums)
+
+    def of(self, key: str, linear: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """A linear function of an average, without making the whole average.
+
+        Args:
+            key: Of the statistic.
+            linear: Of it, such as a trace.
+        """
+        return linear(tf.convert_to_tensor(self._sums[key])) * self._scale

@@ -56,9 +56,13 @@ class FactorForm(abc.ABC):
     def operations_of_inverse(self, dim: int) -> float:
         """In units of d³ for a dense matrix."""
 
+    def trace(self, factor: tf.Tensor) -> tf.Tensor:
+        """Of each factor of the stack."""
+        return tf.reduce_sum(self.diagonal(factor), axis=-1)
+
     def mean_eigenvalue(self, factor: tf.Tensor) -> tf.Tensor:
         """``tr / d`` of each factor of the stack."""
-        return tf.reduce_mean(self.diagonal(factor), axis=-1)
+        return self.trace(factor) / float(factor.shape[-1])
 
 
 class Dense(FactorForm):
@@ -79,6 +83,10 @@ class Dense(FactorForm):
     def diagonal(self, factor: tf.Tensor) -> tf.Tensor:
         """Of the matrix."""
         return tf.linalg.diag_part(factor)
+
+    def trace(self, factor: tf.Tensor) -> tf.Tensor:
+        """Without a vector in between."""
+        return linalg.traces(factor)
 
     def to_dense(self, factor: tf.Tensor) -> tf.Tensor:
         """Mirrors the triangle."""

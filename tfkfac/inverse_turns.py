@@ -44,7 +44,7 @@ class InverseTurns(Gathering):
 
     def _refresh(self, blocks: Sequence[CurvatureBlock]) -> None:
         """Recomputes the inverses of some blocks."""
-        self._division.refresh(blocks, [self.damping_of(block) for block in blocks])
+        self._division.refresh(blocks, self.dampings_of(blocks))
 
 
 INVERSE_SHARE = 1.0

@@ -8,6 +8,7 @@ functions take a stack of matrices ``[..., d, d]`` and return tensors; none hold
 from __future__ import annotations
 
 import itertools
+import string
 
 import tensorflow as tf
 
@@ -136,7 +137,8 @@ def all_finite(*tensors: tf.Tensor) -> tf.Tensor:
 
     A sum is not finite if some entry is not, and reads memory once without writing any.
     """
-    return tf.reduce_all([tf.math.is_finite(tf.reduce_sum(tensor)) for tensor in tensors])
+    sums = [tf.reduce_sum(tensor) if tensor.shape.rank else tensor for tensor in tensors]
+    return tf.math.is_finite(tf.add_n([tf.cast(each, sums[0].dtype) for each in sums]))
 
 
 def finite_diagonals(*matrices: tf.Tensor) -> tf.Tensor:
@@ -145,7 +147,7 @@ def finite_diagonals(*matrices: tf.Tensor) -> tf.Tensor:
     Since ``|m_ij|² <= m_ii·m_jj``, so are then all other entries of second moments and inverses.
     Of tensors that are no square matrices (scalars, vectors), all entries have to be.
     """
-    return all_finite(*(tf.linalg.diag_part(m) if _is_square(m.shape) else m for m in matrices))
+    return all_finite(*(traces(m) if _is_square(m.shape) else m for m in matrices))
 
 
 def _is_square(shape: tf.TensorShape) -> bool:
@@ -165,8 +167,19 @@ def scalar(value: float | tf.Tensor, dtype: str | tf.DType) -> tf.Tensor:
 
 
 def dot(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """The sum of the products of the entries of two tensors of one shape."""
-    return tf.tensordot(tf.reshape(left, [-1]), tf.reshape(right, [-1]), axes=1)
+    """The sum of the products of the entries of two tensors of one shape.
+
+    One operation of the graph, where ``tf.tensordot`` is ten: a step has thousands of them, and the
+    time until the first step goes by their number.
+    """
+    axes = string.ascii_lowercase[: left.shape.rank]
+    return tf.raw_ops.Einsum(inputs=[left, right], equation=f"{axes},{axes}->")
+
+
+def traces(matrices: tf.Tensor) -> tf.Tensor:
+    """``tr M`` of each of a stack ``[..., d, d]``."""
+    stack = string.ascii_lowercase[: matrices.shape.rank - 2]
+    return tf.raw_ops.Einsum(inputs=[matrices], equation=f"{stack}zz->{stack}")
 
 
 def squared_length(tensor: tf.Tensor) -> tf.Tensor:
@@ -182,7 +195,7 @@ def _triangular_inverse(lower: tf.Tensor) -> tf.Tensor:
     """
     dim = lower.shape[-1]
     if dim <= BLOCK or lower.shape.rank != 2:
-        eye = tf.eye(dim, batch_shape=tf.shape(lower)[:-2], dtype=lower.dtype)
+        eye = tf.eye(dim, batch_shape=lower.shape[:-2], dtype=lower.dtype)
         return tf.linalg.triangular_solve(lower, eye)
     half = dim // 2
     head = _triangular_inverse(lower[:half, :half])

@@ -130,15 +130,18 @@ class StepControl(AdaptiveDamping):
         scale = guard * learning_rate
 
         def move(directions: Sequence[Any]) -> None:
+            downhill = -scale
             for variable, velocity, direction in zip(
                 model.variables, velocities, directions, strict=True
             ):
                 values = tf.cast(indexed_slices.values_of(direction), velocity.dtype)
-                step = indexed_slices.with_values(
-                    direction, -tf.cast(scale, velocity.dtype) * values
-                )
-                velocity.assign(tf.cast(momentum, velocity.dtype) * velocity)
-                indexed_slices.add_to(velocity, step)
+                step = tf.cast(downhill, velocity.dtype) * values
+                kept = tf.cast(momentum, velocity.dtype) * velocity
+                if isinstance(direction, tf.IndexedSlices):
+                    velocity.assign(kept)
+                    indexed_slices.add_to(velocity, indexed_slices.with_values(direction, step))
+                else:
+                    velocity.assign(kept + step)
                 self.assign_add(variable, velocity)
 
         def go() -> None:
@@ -183,7 +186,7 @@ class StepControl(AdaptiveDamping):
 
         def measured() -> tuple[QuadraticModel, QuadraticModel]:
             plane = model.plane(directions, velocities)
-            dampings = [self.damping_of(block) for block in self.layer_collection]
+            dampings = self.dampings_of(list(self.layer_collection))
 
             def of_damping(directions: Sequence[Any]) -> list[tf.Tensor]:
                 pairs = (directions, directions), (directions, velocities), (velocities, velocities)

@@ -116,7 +116,9 @@ def expected(
 def assert_statistics(blocks: Sequence[RecurrentBlock], *args: Any) -> None:
     """All of them, of every block."""
     for block in blocks:
-        found = {key: value.numpy() for key, value in (block.averages() | block.factors).items()}
+        found = {
+            key: value.numpy() for key, value in (dict(block.averages()) | block.factors).items()
+        }
         wanted = expected(block, *args)
         assert found.keys() == wanted.keys()
         for key, value in wanted.items():
@@ -250,7 +252,9 @@ def test_number_of_steps_need_not_be_known() -> None:
         )
         model.compile(optimizer, "mse", jit_compile=False)
         model.train_on_batch([sequences(), GAPS], targets(T, UNITS))
-        found.append([block.averages() | block.factors for block in optimizer.layer_collection])
+        found.append(
+            [dict(block.averages()) | block.factors for block in optimizer.layer_collection]
+        )
     for known, unknown in zip(*found, strict=True):
         assert unknown["lengths"].shape == (LONGEST + 1,)
         for key, value in known.items():

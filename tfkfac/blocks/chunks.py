@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -91,25 +91,33 @@ class Chunks:
         first = (index % self.bands) * self.rows
         return tf.reshape(self._cut(omega, index, first, self.rows), [-1, 1])
 
-    def sum(self, of_chunk: Callable[[Any], tuple[tf.Tensor, ...]]) -> Any:
-        """The sum of ``of_chunk(index)``, a tuple of tensors, over all chunks."""
+    def sum(
+        self,
+        of_chunk: Callable[[Any], tuple[tf.Tensor, ...]],
+        shapes: Sequence[Sequence[int]],
+        dtype: str,
+    ) -> Sequence[tf.Tensor]:
+        """The sum of ``of_chunk(index)``, a tuple of tensors, over all chunks.
+
+        Args:
+            of_chunk: From the number of a chunk to the tensors.
+            shapes: Of the tensors.
+            dtype: Of the tensors.
+        """
         if isinstance(self.count, int) and self.count == 1:
             return of_chunk(0)
-        first = of_chunk(tf.constant(0))
 
         def add(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            pieces = zip(sums, of_chunk(index), strict=True)
             return (
                 index + 1,
-                *(
-                    tf.ensure_shape(total + piece, total.shape)
-                    for total, piece in zip(sums, of_chunk(index), strict=True)
-                ),
+                *(tf.ensure_shape(total + piece, total.shape) for total, piece in pieces),
             )
 
         _, *sums = tf.while_loop(
             lambda index, *_: index < self.count,
             add,
-            [tf.constant(1), *first],
+            [tf.constant(0), *(tf.zeros(shape, dtype) for shape in shapes)],
             parallel_iterations=1,
         )
         return sums

@@ -87,6 +87,8 @@ class ConvBlock(KroneckerBlock):
             moment = shifted_moments.second_moment(
                 images, self.window, lambda part: self._chunked_moment(part, None)[0]
             )
+            if not self.has_bias:
+                return moment
             sums = shifted_moments.sums(padded, self.window.over_padded)
         else:
             moment, sums = self._chunked_moment(padded, weights.omega)
@@ -132,7 +134,10 @@ class ConvBlock(KroneckerBlock):
             sums = tf.reduce_sum(rows if root is None else rows * root, axis=-2)
             return self.input_form.second_moment(rows), sums
 
-        moment, sums = chunks.sum(moment_of_chunk)
+        stack = () if self.groups == 1 else (self.groups,)
+        dim = self.input_dim - self.has_bias
+        shapes = self.input_form.shape(stack, dim), (*stack, dim)
+        moment, sums = chunks.sum(moment_of_chunk, shapes, self.dtype)
         return moment, sums
 
     def patch_rows(self, padded: tf.Tensor) -> tf.Tensor:

@@ -217,7 +217,7 @@ class CurvatureBlock(Block):
         """Whether this worker keeps the averages."""
         return self._averages.built
 
-    def averages(self) -> dict[str, tf.Tensor]:
+    def averages(self) -> Mapping[str, tf.Tensor]:
         """The decayed averages of all statistics, or what is made of them.
 
         Raises:

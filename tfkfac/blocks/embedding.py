@@ -170,7 +170,12 @@ class TiedEmbeddingBlock(EmbeddingBlock):
                 places += weight.places
         return statistics | {"reverse_A": tf.math.divide_no_nan(squares, places)}
 
-    def averages(self) -> dict[str, tf.Tensor]:
+    def trace(self) -> tf.Tensor:
+        """``tr A·tr G``."""
+        averages = self.averages()
+        return tf.reduce_sum(averages["A"]) * self.output_form.trace(averages["G"])
+
+    def averages(self) -> Mapping[str, tf.Tensor]:
         """A and G of the one product, used once."""
         kept = super().averages()
         parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfkfac.averages import AddVariable
@@ -39,8 +40,6 @@ class FailureCounts:
             kind: One of `KINDS`.
             is_good: Whether it could be had, a boolean scalar.
         """
-        this = tf.one_hot(KINDS.index(kind), *self.shape, dtype=self._dtype)
-        failed = tf.one_hot([KINDS.index(kind), len(KINDS)], *self.shape, dtype=self._dtype)
+        this, whole = np.eye(*self.shape, dtype=self._dtype)[[KINDS.index(kind), len(KINDS)]]
         counts = tf.convert_to_tensor(self.variable)
-        after = tf.where(is_good, counts * (1.0 - this), counts + tf.reduce_sum(failed, axis=0))
-        self.variable.assign(after)
+        self.variable.assign(tf.where(is_good, counts * (1.0 - this), counts + (this + whole)))

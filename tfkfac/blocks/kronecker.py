@@ -285,12 +285,10 @@ class KroneckerBlock(RowsByExample):
 
     def trace(self) -> tf.Tensor:
         """``|T|·tr A·tr G``, over all groups."""
-        averages = self.averages()
-        traces = [
-            tf.reduce_sum(form.diagonal(averages[key]), axis=-1)
-            for key, form in (("A", self.input_form), ("G", self.output_form))
-        ]
-        return averages["uses"] * tf.reduce_sum(traces[0] * traces[1])
+        averages = self._averages.read()
+        of_inputs = averages.of("A", self.input_form.trace)
+        of_outputs = averages.of("G", self.output_form.trace)
+        return averages["uses"] * tf.reduce_sum(of_inputs * of_outputs)
 
     @property
     def uses(self) -> tf.Tensor:
@@ -310,6 +308,9 @@ class KroneckerBlock(RowsByExample):
         self, damping: float | tf.Tensor | None
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """What the inverse method kept at its last refresh, or would keep for a damping."""
+        if damping is None and self.inverse.keeps_damping:
+            self._require_built()
+            return self.inverse.kept(), tf.zeros([], self.dtype)
         damped = self.damping_or_current(damping)
         if damping is None:
             return self.inverse.kept(), damped

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import linalg
 from tfkfac.blocks.curvature_block import CurvatureBlock
 from tfkfac.blocks.use import Use, UseWeights
 
@@ -75,7 +76,7 @@ class ScaleShiftBlock(CurvatureBlock):
 
     def trace(self) -> tf.Tensor:
         """Of the blocks of all units."""
-        return tf.reduce_sum(tf.linalg.trace(self.averages()["F"]))
+        return tf.reduce_sum(self._averages.read().of("F", linalg.traces))
 
     def to_dense(self) -> tf.Tensor:
         """Rows run over all of γ, then over all of β."""
@@ -94,34 +95,46 @@ class ScaleShiftBlock(CurvatureBlock):
             parts.append(gradient * tf.cast(self._normalized(use), self.dtype))
         if self._has_shift:
             parts.append(gradient)
-        return tf.stack(
-            [self._sum_over_places(part, batch, of_examples) for part in parts], axis=-1
-        )
+        rows = tf.stack([self._sum_over_places(part) for part in parts], axis=-1)
+        return _sum_by_example(rows, batch, of_examples)
 
-    def _sum_over_places(
-        self, values: tf.Tensor, batch: tf.Tensor, of_examples: bool | None
-    ) -> tf.Tensor:
-        """``[rows, ...]`` → ``[N, units]``; several rows may belong to one example.
-
-        Rows of no example in particular are all entered into the first one: no branches, both
-        would have to compile.
-        """
+    def _sum_over_places(self, values: tf.Tensor) -> tf.Tensor:
+        """``[rows, ...]`` → ``[rows, units]``."""
         rank = values.shape.rank
         axes = [axis % rank for axis in self._unit_axes]
         places = [axis for axis in range(1, rank) if axis not in axes]
-        values = tf.transpose(values, [0, *places, *axes])
-        values = tf.reduce_sum(values, axis=list(range(1, 1 + len(places))))
-        units = self._averages.shapes["F"][0]
-        values = tf.reshape(values, [-1, units])
-        rows = tf.shape(values)[0]
-        folds = (rows + batch - 1) // batch
-        padded = tf.pad(values, [[0, batch * folds - rows], [0, 0]])
-        sums = tf.reduce_sum(tf.reshape(padded, [batch, folds, units]), axis=1)
-        first = tf.one_hot(0, batch, dtype=self.dtype)[:, None]
-        of_all = first * tf.reduce_sum(values, axis=0)
-        if of_examples is not None:
-            return sums if of_examples else of_all
-        return tf.where(tf.equal(rows % batch, 0), sums, of_all)
+        if axes != sorted(axes):
+            values = tf.transpose(values, [0, *places, *axes])
+            places = list(range(1, 1 + len(places)))
+        if places:
+            values = tf.reduce_sum(values, axis=places)
+        return tf.reshape(values, [-1, self._averages.shapes["F"][0]])
+
+
+def _sum_by_example(rows: tf.Tensor, batch: tf.Tensor, of_examples: bool | None) -> tf.Tensor:
+    """``[rows, ...]`` → ``[N, ...]``; several rows may belong to one example.
+
+    Rows of no example in particular are all entered into the first one: no branches, both would
+    have to compile.
+
+    Args:
+        rows: One or more of each example, or of all alike.
+        batch: N.
+        of_examples: Whether they are of examples; None if only the step will tell.
+    """
+    shape = rows.shape[1:].as_list()
+    if of_examples:
+        return tf.reduce_sum(tf.reshape(rows, [batch, -1, *shape]), axis=1)
+    of_all = tf.pad(
+        tf.reduce_sum(rows, axis=0, keepdims=True), [[0, batch - 1], *[[0, 0]] * len(shape)]
+    )
+    if of_examples is not None:
+        return of_all
+    count = tf.shape(rows)[0]
+    folds = (count + batch - 1) // batch
+    padded = tf.pad(rows, [[0, batch * folds - count], *[[0, 0]] * len(shape)])
+    sums = tf.reduce_sum(tf.reshape(padded, [batch, folds, *shape]), axis=1)
+    return tf.where(tf.equal(count % batch, 0), sums, of_all)
 
 
 def _solve(fisher: tf.Tensor, damping: tf.Tensor, vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -129,6 +142,7 @@ def _solve(fisher: tf.Tensor, damping: tf.Tensor, vectors: Sequence[tf.Tensor]) 
     if len(vectors) == 1:
         return [vectors[0] / (fisher[:, 0, 0] + damping)]
     first, second = vectors
-    a, b, c = fisher[:, 0, 0] + damping, fisher[:, 0, 1], fisher[:, 1, 1] + damping
+    a, b, _, c = tf.unstack(tf.reshape(fisher, [-1, 4]), axis=1)
+    a, c = a + damping, c + damping
     determinant = a * c - b * b
     return [(c * first - b * second) / determinant, (a * second - b * first) / determinant]

@@ -64,8 +64,12 @@ def second_moment(
     moment = _everywhere(images, window)
     margins = [[size - 1, size - 1] for size in window.size]
     padded = tf.pad(images, [[0, 0], *margins, [0, 0]])
+    cuts: dict[tuple[int, int], list[tf.Tensor]] = {}
     for rows, columns in _rim(images.shape, window):
-        moment -= of_patches(padded[:, rows, columns])
+        cut = padded[:, rows, columns]
+        cuts.setdefault((cut.shape[1], cut.shape[2]), []).append(cut)
+    for alike in cuts.values():  # opposite sides are one batch
+        moment -= of_patches(alike[0] if len(alike) == 1 else tf.concat(alike, axis=0))
     return moment
 
 
