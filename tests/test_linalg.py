@@ -213,13 +213,6 @@ def test_rows_with_one_bad_number_spoil_a_diagonal() -> None:
         assert not linalg.finite_diagonals(linalg.second_moment(tf.constant(rows)))
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-def test_dot(shape: tuple[int, ...]) -> None:
-    left, right = np.random.default_rng(10).normal(size=(2, *shape))
-    found = linalg.dot(tf.constant(left), tf.constant(right)).numpy()
-    assert found == pytest.approx((left * right).sum(), rel=1e-12)
-
-
 @modes
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3), (2, 3, 3, 4, 5)])
 def test_dot_is_the_sum_of_products(shape: tuple[int, ...], dtype: str, jit: bool) -> None:
