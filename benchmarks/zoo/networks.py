@@ -54,12 +54,16 @@ def small_convnet() -> keras.Model:
     )
 
 
-def normalised_convnet() -> keras.Model:
-    """Three convolutions with batch normalisation for 28×28 images."""
+def normalised_convnet(filters: Sequence[int] = (16, 32, 64)) -> keras.Model:
+    """Convolutions with batch normalisation for 28×28 images; all but the first halve them.
+
+    Args:
+        filters: Of each convolution.
+    """
     images = keras.Input((28, 28, 1))
     hidden = images
-    for filters, strides in ((16, 1), (32, 2), (64, 2)):
-        hidden = _normalised(hidden, filters, strides)
+    for place, count in enumerate(filters):
+        hidden = _normalised(hidden, count, strides=2 if place else 1)
     hidden = layers.GlobalAveragePooling2D()(hidden)
     return keras.Model(images, layers.Dense(10)(hidden))
 
