@@ -70,10 +70,19 @@ def normalised_convnet(filters: Sequence[int] = (16, 32, 64)) -> keras.Model:
 
 def resnet20() -> keras.Model:
     """The residual network of He et al. 2016, §4.2, with 20 layers, for 32×32 images."""
+    return residual_network(3)
+
+
+def residual_network(blocks: int) -> keras.Model:
+    """The same with 6n + 2 layers.
+
+    Args:
+        blocks: Of each width, n.
+    """
     images = keras.Input((32, 32, 3))
     hidden = _normalised(images, 16)
     for filters, first in ((16, 1), (32, 2), (64, 2)):
-        for strides in (first, 1, 1):
+        for strides in (first, *[1] * (blocks - 1)):
             inner = _normalised(hidden, filters, strides)
             inner = _normalised(inner, filters, activation=None)
             if strides > 1:
