@@ -85,8 +85,8 @@ STUDIES = {
     study.problem.name: study
     for study in (
         Study(PROBLEMS["digits-mlp"], 0.05, (64, 128, 256, 512, 1024, 1797), 8, 3, 5),
-        Study(PROBLEMS["mnist-autoencoder"], 185.0, (64, 256, 1024, 4096, 16_384), 40, 1, 23),
-        Study(PROBLEMS["mnist-convnet"], 0.3, (64, 256, 1024, 4096), 30, 1, 12),
+        Study(PROBLEMS["mnist-autoencoder"], 185.0, (64, 256, 1024, 4096, 16_384), 50, 1, 24),
+        Study(PROBLEMS["mnist-convnet"], 0.3, (64, 256, 1024, 4096), 45, 1, 13),
     )
 }
 
