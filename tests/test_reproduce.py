@@ -215,8 +215,11 @@ def test_findings_hold_or_do_not() -> None:
     found = {
         "autoencoder": {
             "KFAC": [run("KFAC", 0.01, 5000, 0.1), run("KFAC", 0.02, 6000, 0.2)],
-            "SGD": [run("SGD", 0.03, 100, 0.01), run("SGD", 0.04, 900, 1.0)]
-            + [run("SGD", math.nan, 1, 1e-9) | {"diverged": True}],  # Counts for nothing.
+            "SGD": [
+                run("SGD", 0.03, 100, 0.01),
+                run("SGD", 0.04, 900, 1.0),
+                run("SGD", math.nan, 1, 1e-9) | {"diverged": True},  # Counts for nothing.
+            ],
         }
     }
     series = [

@@ -218,6 +218,11 @@ def _number(value: float, form: str) -> str:
 
 def panels(runs: Mapping[str, Run]) -> list[Panel]:
     """By seconds, by iterations and by data; the better of last and averaged weights."""
+    batches = list(dict.fromkeys(label.split(",", 1)[1] for label in runs))
+    styles = {}
+    for label, run in runs.items():
+        color = batches.index(label.split(",", 1)[1])
+        styles[label] = (color, "-" if run["optimizer"] == "KFAC" else "--")
     found = []
     for x in ("seconds", "updates", "examples"):
         lines = {}
@@ -227,7 +232,7 @@ def panels(runs: Mapping[str, Run]) -> list[Panel]:
             )
             lines[label] = (counts, list(map(min, last, averaged)))
         scale = "linear" if x == "seconds" else "log"
-        found.append(Panel(x, "training loss", lines, scale))
+        found.append(Panel(x, "training loss", lines, scale, styles=styles))
     return found
 
 

@@ -244,8 +244,12 @@ def panels(runs: Mapping[str, Run]) -> list[Panel]:
     largest = [label for label in whole if label.startswith("KFAC")][-1]
     parts = [largest, *(label for label in drawn if label not in whole)]
     compared = {label: errors(label) for label in whole}
+    half = len(whole) // 2
+    styles = {
+        label: (place % half, "-" if place < half else "--") for place, label in enumerate(whole)
+    }
     return [
-        Panel("updates", "error on images not trained on", compared, "log"),
+        Panel("updates", "error on images not trained on", compared, "log", styles=styles),
         Panel("updates", "error", {label: errors(label) for label in parts}, "log"),
     ]
 

@@ -23,6 +23,7 @@ class Panel:
         x_scale: "linear" or "log".
         y_scale: "linear" or "log".
         marker: Of points; none by default.
+        styles: Label → number of the colour and style of the line, where the usual ones do not do.
     """
 
     x: str
@@ -31,6 +32,7 @@ class Panel:
     x_scale: str = "linear"
     y_scale: str = "log"
     marker: str = ""
+    styles: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
 
 def figure_of(panels: Sequence[Panel], columns: int = 3) -> Figure:
@@ -42,9 +44,9 @@ def figure_of(panels: Sequence[Panel], columns: int = 3) -> Figure:
     places = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axes, panel in zip(places, panels, strict=False):
         for label, (x, y) in panel.lines.items():
-            color = f"C{labels.index(label) % 10}"
-            style = "--" if labels.index(label) >= 10 else "-"
-            axes.plot(x, y, style, color=color, label=label, marker=panel.marker, markersize=4)
+            number, style = panel.styles.get(label, (labels.index(label), "-"))
+            color, marker = f"C{number % 10}", panel.marker
+            axes.plot(x, y, style, color=color, label=label, marker=marker, markersize=4)
         axes.set(xlabel=panel.x, ylabel=panel.y, xscale=panel.x_scale, yscale=panel.y_scale)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

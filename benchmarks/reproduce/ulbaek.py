@@ -404,7 +404,11 @@ def panels(
                 for each in OPTIMIZERS
                 for place, run in enumerate(best_of(runs[each]), start=1)
             }
-            drawn.append(Panel(x, f"{name}: test loss", lines, "log"))
+            styles = {
+                label: (OPTIMIZERS.index(label.split()[0]), "-" if label.endswith(" 1") else ":")
+                for label in lines
+            }
+            drawn.append(Panel(x, f"{name}: test loss", lines, "log", styles=styles))
     for each in series:
         values = list(each.losses)
         lines = {f"after {size.seconds:g} s": (values, [s for s, _ in each.losses.values()])}
