@@ -35,10 +35,6 @@ class Laboratory:
         """The training, made now if it is not in the file."""
         return self.runner.get(study, study.examples)(trial)
 
-    def minutes(self, full: float, quick: float = 0.5) -> float:
-        """One or the other."""
-        return quick if self.quick else full
-
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
