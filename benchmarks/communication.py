@@ -4,9 +4,11 @@ Every step makes factors and inverses anew: nothing has to be averaged. Measured
 over the loopback device while rank 0 counts, headers and Horovod's own messages included; predicted
 is the sum over the ranks of what `layer_collection.placement_summary()` tells. Nothing else should
 use the loopback device. What the largest rank keeps is counted in its variables. The table goes to
-the terminal and to OUTPUT.json.
+the terminal and to OUTPUT.json, a picture of it to OUTPUT.png.
 
     python -m benchmarks.communication --ranks 2 4 --output docs/results/communication
+
+Needs: Horovod (tools/install_horovod.sh); no data; some minutes.
 """
 
 from __future__ import annotations
@@ -16,12 +18,17 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import rich.console
+import rich.progress
 import rich.table
+from matplotlib.figure import Figure
 
-from benchmarks.machine import description
+from benchmarks.command_line import parser_of
+from benchmarks.zoo.results import Results
 
 PLACEMENTS = ("comm_opt", "hybrid", "mem_opt")
 STEPS = 50
@@ -30,39 +37,52 @@ STEPS = 50
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and runs; inside of a rank, measures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.communication", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = parser_of("communication", __doc__, quick='2 ranks, "comm_opt" alone')
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS), choices=PLACEMENTS)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("communication"))
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.rank_of is not None:
         measure(chosen.rank_of)
         return
-    rows = []
-    for ranks in chosen.ranks:
-        for placement in chosen.placements:
-            rows.append(of_ranks(ranks, placement))
-            print(f"{ranks} ranks, {placement}: {rows[-1]}", flush=True)
+    if chosen.quick:
+        chosen.ranks, chosen.placements = [2], ["comm_opt"]
+    kept = Results(chosen.output.with_suffix(".json"))
+    settings = [{"ranks": n, "placement": p} for n in chosen.ranks for p in chosen.placements]
+    rows = [kept.get(each, of_ranks) for each in rich.progress.track(settings, "Ranks")]
     print_table(rows)
-    text = json.dumps({"machine": description(), "runs": rows}, indent=1)
-    chosen.output.with_suffix(".json").write_text(text + "\n")
-    print(f"Written: {chosen.output}.json")
+    draw(rows, chosen.output.with_suffix(".png"))
+    print(f"Written: {chosen.output}.json, {chosen.output}.png")
 
 
-def of_ranks(ranks: int, placement: str) -> dict[str, object]:
+def of_ranks(setting: Mapping[str, Any]) -> dict[str, Any]:
     """Starts ranks, and returns what they have found."""
+    arguments = ["benchmarks.communication", "--rank-of", setting["placement"]]
+    return said_by_ranks(setting["ranks"], arguments)
+
+
+def said_by_ranks(ranks: int, arguments: Sequence[str]) -> dict[str, Any]:
+    """Starts a module on ranks of this machine, and returns what one of them tells by `tell`.
+
+    Args:
+        ranks: How many.
+        arguments: The module, and the arguments of its command line.
+
+    Raises:
+        RuntimeError: It failed, or told nothing; with the end of what it wrote.
+    """
     command = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", str(ranks)]
-    command += ["-H", f"localhost:{ranks}", sys.executable, "-m", "benchmarks.communication"]
-    run = subprocess.run(
-        [*command, "--rank-of", placement], capture_output=True, text=True, check=False
-    )
+    command += ["-H", f"localhost:{ranks}", sys.executable, "-m", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [line for line in run.stdout.splitlines() if _MARK in line]
     if run.returncode or not found:
         raise RuntimeError(run.stdout[-2000:] + run.stderr[-4000:])
     return json.loads(found[0].split(_MARK)[1])
+
+
+def tell(found: Mapping[str, Any]) -> None:
+    """What `said_by_ranks` returns."""
+    print(_MARK + json.dumps(found), flush=True)
 
 
 _MARK = "measured: "
@@ -119,7 +139,7 @@ def measure(placement: str) -> None:
             "largest_block": max(block.state_size * block.bytes_each for block in blocks),
             "all_blocks": sum(block.state_size * block.bytes_each for block in blocks),
         }
-        print(_MARK + json.dumps(found), flush=True)
+        tell(found)
 
 
 def sent_over_loopback() -> int:
@@ -151,6 +171,21 @@ def print_table(rows: Sequence[dict[str, object]]) -> None:
         )
         table.add_row(str(row["ranks"]), str(row["placement"]), *values)
     rich.console.Console(width=120).print(table)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Pairs of bars: predicted and measured, of what is sent and of what is kept."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    places = np.arange(len(rows))
+    labels = [f"{row['ranks']} × {row['placement']}" for row in rows]
+    columns = {"sent": ("predicted", "measured"), "kept": ("kept_predicted", "kept")}
+    for axes, (what, keys) in zip(figure.subplots(1, 2), columns.items(), strict=True):
+        for key, shift, label in zip(keys, (-0.2, 0.2), ("predicted", "measured"), strict=True):
+            axes.bar(places + shift, [row[key] / 1e6 for row in rows], 0.4, label=label)
+        axes.set_xticks(places, labels, rotation=30, ha="right")
+        axes.set_ylabel(f"MB {what}")
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

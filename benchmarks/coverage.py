@@ -1,9 +1,12 @@
 """Which share of the parameters of every architecture is under which kind of block.
 
-Scans every model, trains it for three steps on one batch, and writes docs/coverage.md. A table that
-is there already is continued: what has a row in it is not run again.
+Scans every model, trains it for three steps on one batch, and writes a page with a table,
+OUTPUT.md, and a picture of the shares, OUTPUT.png. Results are kept in OUTPUT.json as they come:
+started again, the program goes on where it was; what has a row in OUTPUT.md is not run again.
 
-    python -m benchmarks.coverage --output docs/coverage.md
+    python -m benchmarks.coverage --output docs/coverage
+
+Needs: no data; some hours for all architectures.
 """
 
 from __future__ import annotations
@@ -14,14 +17,18 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import rich.progress
+from matplotlib.figure import Figure
 
 import tfkfac
 from benchmarks.architectures import Entry, applications, others
+from benchmarks.command_line import parser_of
+from benchmarks.zoo.results import Results
 from tfkfac.blocks import DiagonalBlock, KroneckerBlock, ScaleShiftBlock
 
 STEPS = 3
@@ -150,36 +157,62 @@ def in_process_of_its_own(entry: Entry, trained: bool) -> Result:
     return Result(**json.loads(found.stdout.strip().splitlines()[-1]))
 
 
-def main() -> None:
-    """Parses the command line and runs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("coverage.md"))
+def shares_plot(rows: Mapping[str, str], path: pathlib.Path) -> None:
+    """A bar an architecture: the shares of a table's lines, one kind of block after the other."""
+    figure = Figure(figsize=(9, 1 + 0.18 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(rows))
+    for column, kind in enumerate(KINDS, start=3):
+        widths = [float(line.split("|")[column].strip(" %")) for line in rows.values()]
+        axes.barh(list(rows), widths, left=left, label=kind)
+        left += widths
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the parameters, %")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.legend(frameon=False, loc="lower left")
+    figure.savefig(path, dpi=110)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs.
+
+    Args:
+        arguments: Of the command line.
+    """
+    parser = parser_of("coverage", __doc__, quick="three small architectures")
     parser.add_argument("--names", nargs="+", help="only these architectures")
     parser.add_argument(
         "--largest", type=float, default=60, help="million parameters that are still trained"
     )
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     entries = {entry.name: entry for entry in (*others(), *applications())}
-    if arguments.alone:
-        run = train if arguments.train else scan
-        print(json.dumps(dataclasses.asdict(run(entries[arguments.alone]))))
+    if chosen.alone:
+        run = train if chosen.train else scan
+        print(json.dumps(dataclasses.asdict(run(entries[chosen.alone]))))
         return
-    which = "The architectures named" if arguments.names else "Every architecture"
-    header = HEADER.replace("{which}", which).replace("{largest}", f"{arguments.largest:g}")
-    chosen = [entries[name] for name in arguments.names or entries]
-    rows = rows_of(arguments.output)
-    for entry in rich.progress.track(chosen, description="architectures"):
-        if entry.name in rows:
-            continue
+    names = list(entries)[:3] if chosen.quick else chosen.names or list(entries)
+    which = "The architectures named" if len(names) < len(entries) else "Every architecture"
+    header = HEADER.replace("{which}", which).replace("{largest}", f"{chosen.largest:g}")
+    page = chosen.output.with_suffix(".md")
+    rows, results = rows_of(page), Results(chosen.output.with_suffix(".json"))
+
+    def found(setting: Mapping[str, Any]) -> dict[str, Any]:
+        entry = entries[setting["name"]]
         result = in_process_of_its_own(entry, trained=False)
-        if result.parameters <= arguments.largest * 1e6:
+        if result.parameters <= chosen.largest * 1e6:
             result = in_process_of_its_own(entry, trained=True)
-        rows[entry.name] = row(result)
-        lines = [rows[name] for name in entries if name in rows]
-        arguments.output.write_text(header + "\n".join(lines) + "\n")
-    print(f"Written: {arguments.output}")
+        return dataclasses.asdict(result)
+
+    for name in rich.progress.track(names, description="architectures"):
+        if name not in rows:
+            rows[name] = row(Result(**results.get({"name": name}, found)))
+        rows = {each: rows[each] for each in entries if each in rows}
+        page.write_text(header + "\n".join(rows.values()) + "\n")
+    print("\n".join(rows.values()))
+    shares_plot(rows, chosen.output.with_suffix(".png"))
+    print(f"Written: {chosen.output}.json, {page}, {chosen.output}.png")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ in a JSON file as they end: started again, the program goes on where it was.
 
     python -m benchmarks.recurrent --data PATH_TO/ptb --output docs/results/recurrent
     python -m benchmarks.recurrent --data PATH_TO/ptb --output docs/results/recurrent --pace
+
+Needs: ptb/, text files of the Penn Treebank; about three hours.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import rich.progress
 import tensorflow as tf
 
 from benchmarks import machine
+from benchmarks.command_line import parser_of
 
 matplotlib.use("Agg")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
@@ -316,33 +319,42 @@ def plot(
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Parses the command line and runs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", help="folder of text files for the language model")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs.
+
+    Args:
+        arguments: Of the command line.
+    """
+    parser = parser_of(
+        "recurrent",
+        __doc__,
+        data="folder of text files for the language model",
+        seeds=5,
+        quick="3 symbols to copy, 10 updates, one seed",
+    )
     parser.add_argument("--problems", nargs="+", default=["ptb", "copy"], choices=["ptb", "copy"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[10, 30, 60], help="to copy")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ptb-updates", type=int, default=300)
     parser.add_argument("--copy-updates", type=int, default=500)
     parser.add_argument("--optimizers", nargs="+", help="only run these, and print nothing")
     parser.add_argument("--pace", action="store_true", help="measure the seconds")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("recurrent"))
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.problems, chosen.lengths, chosen.copy_updates, chosen.seeds = ["copy"], [3], 10, 1
     problems = []
-    if "ptb" in arguments.problems:
-        problems.append(penn_treebank(arguments.data, arguments.ptb_updates))
-    if "copy" in arguments.problems:
-        problems += [copying(length, arguments.copy_updates) for length in arguments.lengths]
-    results = Results(arguments.output.with_suffix(".json"))
-    found = all_runs(problems, results, arguments.seeds, arguments.optimizers, arguments.pace)
-    if arguments.optimizers:
+    if "ptb" in chosen.problems:
+        problems.append(penn_treebank(chosen.data and str(chosen.data), chosen.ptb_updates))
+    if "copy" in chosen.problems:
+        problems += [copying(length, chosen.copy_updates) for length in chosen.lengths]
+    results = Results(chosen.output.with_suffix(".json"))
+    found = all_runs(problems, results, chosen.seeds, chosen.optimizers, chosen.pace)
+    if chosen.optimizers:
         return
     paces = {p.name: {name: results.pace(p, name) for name in p.optimizers} for p in problems}
     for problem in problems:
         print(f"\n### {problem.name}\n\n{table(found[problem.name], paces[problem.name])}")
-    plot(found, paces, arguments.output.with_suffix(".png"))
-    print(f"\nWritten: {arguments.output}.json, {arguments.output}.png")
+    plot(found, paces, chosen.output.with_suffix(".png"))
+    print(f"\nWritten: {chosen.output}.json, {chosen.output}.png")
 
 
 def all_runs(

@@ -6,6 +6,8 @@ memory, medians and quartiles. Peak memory and the first step are measured in pr
 own.
 
     python -m benchmarks.step_cost --problems autoencoder convnet --rounds 5
+
+Needs: no data; some ten minutes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -31,7 +33,9 @@ from rich.console import Console
 
 import tfkfac
 from benchmarks import machine
+from benchmarks.command_line import parser_of
 from benchmarks.problems import PROBLEMS, Problem
+from benchmarks.zoo.results import Results, Run
 from tfkfac.capture import Recorder
 from tfkfac.cost import WorkSchedule
 from tfkfac.registry import supported
@@ -122,7 +126,9 @@ def count_operations(problem: Problem, method: str) -> dict[str, Any]:
     return {"parts": parts, "totals": totals}
 
 
-def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str, Measurement]:
+def measure(
+    problem: Problem, rounds: int, steps: int, method: str, warm_up: int = WARM_UP_STEPS
+) -> dict[str, Measurement]:
     """Alternates blocks of steps of all optimizers."""
     totals = count_operations(problem, method)["totals"]
     measured = {
@@ -131,7 +137,7 @@ def measure(problem: Problem, rounds: int, steps: int, method: str) -> dict[str,
     }
     run = {name: compiled_step(problem, name, method)[0] for name in measured}
     for name, step in run.items():
-        for _ in range(WARM_UP_STEPS if schedule_of(problem, name) else 3):
+        for _ in range(warm_up if schedule_of(problem, name) else 3):
             step().numpy()
     for _ in rich.progress.track(range(rounds), description=problem.name):
         for name, step in run.items():
@@ -250,40 +256,51 @@ def plot(results: dict[str, dict[str, Measurement]], path: pathlib.Path) -> None
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    """Parses the command line and runs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs.
+
+    Args:
+        arguments: Of the command line.
+    """
+    parser = parser_of(
+        "step_cost", __doc__, quick="two rounds of 10 steps of the convnet, hardly warmed up"
+    )
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--rounds", type=int, default=5, help="alternations")
     parser.add_argument("--steps", type=int, default=40, help="steps of a block")
     parser.add_argument("--method", default="cholesky", choices=["cholesky", "eigen", "ekfac"])
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("step_cost"))
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.alone:
-        problem, name = arguments.alone
-        alone(PROBLEMS[problem], name, arguments.method)
+    chosen = parser.parse_args(arguments)
+    if chosen.alone:
+        problem, name = chosen.alone
+        alone(PROBLEMS[problem], name, chosen.method)
         return
+    if chosen.quick:
+        chosen.problems, chosen.rounds, chosen.steps = ["convnet"], 2, 10
+    kept, results = Results(chosen.output.with_suffix(".json")), {}
+    for name in chosen.problems:
+        setting = {"problem": name, "method": chosen.method}
+        setting |= {"rounds": chosen.rounds, "steps": chosen.steps, "quick": chosen.quick}
+        run = kept.get(setting, measured_as_set)
+        results[name] = {key: Measurement(**value) for key, value in run["measured"].items()}
+        report(PROBLEMS[name], results[name], run["matmul_rate"], chosen.method)
+    plot(results, chosen.output.with_suffix(".png"))
+    print(f"Written: {chosen.output}.json, {chosen.output}.png")
+
+
+def measured_as_set(setting: Mapping[str, Any]) -> Run:
+    """A problem's measurements, as they go into the file."""
+    warm_up = setting["steps"] if setting["quick"] else WARM_UP_STEPS
     rate = machine.matmul_rate()
-    results = {}
-    for name in arguments.problems:
-        problem = PROBLEMS[name]
-        results[name] = measure(problem, arguments.rounds, arguments.steps, arguments.method)
-        report(problem, results[name], max(rate, machine.matmul_rate()), arguments.method)
-    _write(results, rate, arguments.output.with_suffix(".json"))
-    plot(results, arguments.output.with_suffix(".png"))
-    print(f"Written: {arguments.output}.json, {arguments.output}.png")
-
-
-def _write(results: dict[str, Any], rate: float, path: pathlib.Path) -> None:
-    document = {
-        "machine": machine.description() | {"matmul_gflops": rate / 1e9},
-        "problems": {
-            name: {key: dataclasses.asdict(value) for key, value in measured.items()}
-            for name, measured in results.items()
-        },
-    }
-    path.write_text(json.dumps(document, indent=1))
+    measured = measure(
+        PROBLEMS[setting["problem"]],
+        setting["rounds"],
+        setting["steps"],
+        setting["method"],
+        warm_up,
+    )
+    found = {name: dataclasses.asdict(value) for name, value in measured.items()}
+    return {**setting, "matmul_rate": max(rate, machine.matmul_rate()), "measured": found}
 
 
 def _time(step: Callable[[], Any]) -> float:

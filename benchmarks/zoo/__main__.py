@@ -7,21 +7,23 @@ else should be running. Runs are kept in OUTPUT.json as they end: started again,
 where it was. The tables go into OUTPUT.md, between two marks, the curves into OUTPUT.png.
 
     python -m benchmarks.zoo --data FOLDER --output docs/results/defaults
+
+Needs: a folder with mnist.npz, cifar10.npz and ptb/; about three hours. Three of the ten problems
+need no data.
 """
 
 from __future__ import annotations
 
-import argparse
-import pathlib
 from collections.abc import Sequence
 
-from benchmarks.zoo import report
+from benchmarks.command_line import parser_of
+from benchmarks.zoo import report, tuning
 from benchmarks.zoo.comparison import compare
 from benchmarks.zoo.optimizers import NAMES
 from benchmarks.zoo.plot import plot
 from benchmarks.zoo.problems import PROBLEMS
 from benchmarks.zoo.results import Results
-from benchmarks.zoo.runner import budget_of, missing, run_all
+from benchmarks.zoo.runner import TRIES, budget_of, missing, run_all
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,25 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Of the command line.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.zoo", description=(__doc__ or "").split("\n")[0]
+    parser = parser_of(
+        "zoo",
+        __doc__,
+        data="folder with mnist.npz, cifar10.npz and ptb/",
+        seeds=len(tuning.SEEDS),
+        quick="one seed of digits-mlp, half a second a training",
     )
     add = parser.add_argument
-    add("--data", type=pathlib.Path, help="folder with mnist.npz, cifar10.npz and ptb/")
-    add("--output", type=pathlib.Path, default=pathlib.Path("zoo"), help="without a suffix")
     add("--optimizers", nargs="+", default=list(NAMES), choices=NAMES, metavar="NAME")
     add("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="NAME")
     add("--seconds", type=float, default=30.0, help="of one training, at most (default: 30)")
     chosen = parser.parse_args(arguments)
-    problems = [PROBLEMS[name] for name in chosen.problems]
+    if chosen.quick:
+        chosen.problems, chosen.seconds, chosen.seeds = ["digits-mlp"], 0.5, 1
+    problems, seeds = [PROBLEMS[name] for name in chosen.problems], range(chosen.seeds)
     try:
         budgets = {problem.name: budget_of(problem, chosen.seconds) for problem in problems}
         results = Results(chosen.output.with_suffix(".json"))
-        work = missing(problems, chosen.optimizers, budgets, results, chosen.data)
+        work = missing(problems, chosen.optimizers, budgets, results, chosen.data, seeds)
     except ValueError as error:
         parser.error(str(error))
     if work:
-        run_all(work, budgets, results, chosen.data)
+        tries = 1 if chosen.quick else TRIES
+        run_all(work, budgets, results, chosen.data, seeds, tries)
     every = [
         compare(results.runs, problem.name, budget_of(problem, chosen.seconds))
         for problem in PROBLEMS.values()

@@ -54,22 +54,35 @@ def small_convnet() -> keras.Model:
     )
 
 
-def normalised_convnet() -> keras.Model:
-    """Three convolutions with batch normalisation for 28×28 images."""
+def normalised_convnet(filters: Sequence[int] = (16, 32, 64)) -> keras.Model:
+    """Convolutions with batch normalisation for 28×28 images; all but the first halve them.
+
+    Args:
+        filters: Of each convolution.
+    """
     images = keras.Input((28, 28, 1))
     hidden = images
-    for filters, strides in ((16, 1), (32, 2), (64, 2)):
-        hidden = _normalised(hidden, filters, strides)
+    for place, count in enumerate(filters):
+        hidden = _normalised(hidden, count, strides=2 if place else 1)
     hidden = layers.GlobalAveragePooling2D()(hidden)
     return keras.Model(images, layers.Dense(10)(hidden))
 
 
 def resnet20() -> keras.Model:
     """The residual network of He et al. 2016, §4.2, with 20 layers, for 32×32 images."""
+    return residual_network(3)
+
+
+def residual_network(blocks: int) -> keras.Model:
+    """The same with 6n + 2 layers.
+
+    Args:
+        blocks: Of each width, n.
+    """
     images = keras.Input((32, 32, 3))
     hidden = _normalised(images, 16)
     for filters, first in ((16, 1), (32, 2), (64, 2)):
-        for strides in (first, 1, 1):
+        for strides in (first, *[1] * (blocks - 1)):
             inner = _normalised(hidden, filters, strides)
             inner = _normalised(inner, filters, activation=None)
             if strides > 1:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from benchmarks import machine
-from benchmarks.zoo.training import Setting
 
 Run = dict[str, Any]
+
+
+class Described(Protocol):
+    """What a run depends on."""
+
+    def in_file(self) -> dict[str, Any]:
+        """As in the file."""
+        ...
+
+
+AnySetting = TypeVar("AnySetting", bound=Described | Mapping[str, Any])
 
 
 class Results:
@@ -29,12 +39,12 @@ class Results:
         self._path = path
         self.runs: list[Run] = _runs_of(path.read_text()) if path.exists() else []
 
-    def find(self, setting: Setting) -> Run | None:
+    def find(self, setting: Described | Mapping[str, Any]) -> Run | None:
         """The run with this setting, or None."""
-        wanted = setting.in_file()
+        wanted = setting if isinstance(setting, Mapping) else setting.in_file()
         return next((run for run in self.runs if wanted.items() <= run.items()), None)
 
-    def require(self, setting: Setting) -> Run:
+    def require(self, setting: Described | Mapping[str, Any]) -> Run:
         """The run with this setting.
 
         Raises:
@@ -45,7 +55,7 @@ class Results:
             raise KeyError(setting)
         return found
 
-    def get(self, setting: Setting, make: Callable[[Setting], Run]) -> Run:
+    def get(self, setting: AnySetting, make: Callable[[AnySetting], Run]) -> Run:
         """The run with this setting, made now if it is not there.
 
         Args:
@@ -73,7 +83,7 @@ def _runs_of(text: str) -> list[Run]:
         document = json.loads(text)
     except json.JSONDecodeError:
         whole = [_parsed(line.rstrip().rstrip(",")) for line in text.splitlines()]
-        return [run for run in whole if run is not None and "problem" in run]
+        return [run for run in whole if run is not None]
     if not isinstance(document, dict) or "runs" not in document:
         raise ValueError(
             "The file of the results holds something else than runs; name another one by --output, "

@@ -16,6 +16,12 @@ from benchmarks.zoo.problems import Problem
 from benchmarks.zoo.results import Results, Run
 from benchmarks.zoo.training import Setting, train
 
+QUIET = 0.1
+"""The `disturbance` up to which a run is not made again."""
+
+TRIES = 3
+"""Runs of a setting, at most, unless told otherwise."""
+
 
 def budget_of(problem: Problem, seconds: float) -> Budget:
     """A problem's own budget, or less.
@@ -33,6 +39,7 @@ def missing(
     budgets: Mapping[str, Budget],
     results: Results,
     folder: pathlib.Path | None,
+    seeds: Sequence[int] = tuning.SEEDS,
 ) -> list[tuple[Problem, list[str]]]:
     """Problems and optimizers of which the file has not all runs yet.
 
@@ -42,6 +49,7 @@ def missing(
         budgets: Problem → time of a whole run.
         results: The file.
         folder: Of the data.
+        seeds: Of each optimizer.
 
     Raises:
         ValueError: There is no optimizer of a name, or a file of the data is missing that is still
@@ -55,7 +63,7 @@ def missing(
     found = []
     for problem in problems:
         budget = budgets[problem.name]
-        left = [name for name in names if not is_complete(problem, name, budget, results)]
+        left = [name for name in names if not is_complete(problem, name, budget, results, seeds)]
         if left:
             found.append((problem, left))
             if problem.file is not None:
@@ -68,6 +76,8 @@ def run_all(
     budgets: Mapping[str, Budget],
     results: Results,
     folder: pathlib.Path | None,
+    seeds: Sequence[int] = tuning.SEEDS,
+    tries: int = TRIES,
 ) -> None:
     """Trains problems with optimizers, as far as the file has no such runs yet.
 
@@ -76,20 +86,28 @@ def run_all(
         budgets: Problem → time of a whole run.
         results: The file.
         folder: Of the data.
+        seeds: Of each optimizer.
+        tries: Runs of a setting, at most, where something else was running.
     """
     planned = sum(
-        size_of(budgets[problem.name]) * tuning.shares(name)
+        size_of(budgets[problem.name]) * tuning.shares(name, len(seeds))
         for problem, names in work
         for name in names
     )
-    with Runner(results, planned) as runner:
+    with Runner(results, planned, tries=tries) as runner:
         for problem, names in work:
             get = runner.get(problem, problem.examples(folder))
             for name in names:
-                tuning.runs_of(problem, name, budgets[problem.name], get)
+                tuning.runs_of(problem, name, budgets[problem.name], get, seeds)
 
 
-def is_complete(problem: Problem, name: str, budget: Budget, results: Results) -> bool:
+def is_complete(
+    problem: Problem,
+    name: str,
+    budget: Budget,
+    results: Results,
+    seeds: Sequence[int] = tuning.SEEDS,
+) -> bool:
     """Whether the file has all runs of an optimizer.
 
     Args:
@@ -97,9 +115,10 @@ def is_complete(problem: Problem, name: str, budget: Budget, results: Results) -
         name: Of the optimizer.
         budget: Of a whole run.
         results: The file.
+        seeds: Of the optimizer.
     """
     try:
-        tuning.runs_of(problem, name, budget, results.require)
+        tuning.runs_of(problem, name, budget, results.require, seeds)
     except KeyError:
         return False
     return True
@@ -115,23 +134,27 @@ def disturbance(run: Run) -> float:
     return run["others"] or 0.0
 
 
-QUIET = 0.1
-"""The `disturbance` up to which a run is not made again."""
-
-TRIES = 3
-"""Runs of a setting, at most; the most quiet one counts."""
-
-
 class Runner:
     """Takes runs from a file or makes them, and shows how far it is.
 
     Args:
         results: The file.
         planned: The budgets of all runs to come, in their unit, for the progress bar.
+        tries: Runs of a setting, at most; the most quiet one counts.
+        trained: Makes a run; as the zoo does by default.
     """
 
-    def __init__(self, results: Results, planned: float) -> None:
+    def __init__(
+        self,
+        results: Results,
+        planned: float,
+        *,
+        tries: int = TRIES,
+        trained: Callable[..., Run] | None = None,
+    ) -> None:
         self._results = results
+        self._tries = tries
+        self._train = trained or train
         self._bar = rich.progress.Progress(
             "{task.description}",
             rich.progress.BarColumn(),
@@ -162,13 +185,12 @@ class Runner:
         """
 
         def made(setting: Setting) -> Run:
-            rate = "" if setting.learning_rate is None else f" {setting.learning_rate:g}"
-            label = f"{problem.name}: {setting.optimizer}{rate}, seed {setting.seed}"
+            label = f"{problem.name}: {setting}"
             runs: list[Run] = []
-            while len(runs) < TRIES:
+            while len(runs) < self._tries:
                 again = " (again: something else was running)" if runs else ""
                 self._bar.update(self._task, description=label + again)
-                runs.append(train(problem, examples, setting))
+                runs.append(self._train(problem, examples, setting))
                 if disturbance(runs[-1]) <= QUIET:
                     break
             return min(runs, key=disturbance)

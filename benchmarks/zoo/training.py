@@ -44,6 +44,11 @@ class Setting:
         """As in the file."""
         return dataclasses.asdict(self)
 
+    def __str__(self) -> str:
+        """For the progress bar."""
+        rate = "" if self.learning_rate is None else f" {self.learning_rate:g}"
+        return f"{self.optimizer}{rate}, seed {self.seed}"
+
 
 def compiled(problem: Problem, examples: Examples, setting: Setting) -> keras.Model:
     """The model with its optimizer; with the same seed, the weights are the same for everyone.

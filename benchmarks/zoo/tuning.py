@@ -52,7 +52,9 @@ def _sorted_by_end(settings: Iterable[Setting], get: Get) -> list[Setting]:
     return sorted(settings, key=lambda setting: loss_at_end(get(setting)))
 
 
-def runs_of(problem: Problem, name: str, budget: Budget, get: Get) -> list[Run]:
+def runs_of(
+    problem: Problem, name: str, budget: Budget, get: Get, seeds: Sequence[int] = SEEDS
+) -> list[Run]:
     """The runs of all seeds, KFAC as it is, others at their best learning rate.
 
     Args:
@@ -60,16 +62,17 @@ def runs_of(problem: Problem, name: str, budget: Budget, get: Get) -> list[Run]:
         name: Of the optimizer.
         budget: Of each run; learning rates are first tried for a quarter of it.
         get: Trains.
+        seeds: The first of them tunes.
     """
     rate = None
     if name != "KFAC":
-        tuned = Setting(problem.name, name, None, SEEDS[0], budget)
+        tuned = Setting(problem.name, name, None, seeds[0], budget)
         rate = best_rate(tuned, rates(problem, name), budget.share(QUARTER), KEPT, get)
-    return [get(Setting(problem.name, name, rate, seed, budget)) for seed in SEEDS]
+    return [get(Setting(problem.name, name, rate, seed, budget)) for seed in seeds]
 
 
-def shares(name: str) -> float:
+def shares(name: str, seeds: int = len(SEEDS)) -> float:
     """How many runs of the whole time `runs_of` takes (the tuning has made one of the seeds')."""
     if name == "KFAC":
-        return len(SEEDS)
-    return 7 * QUARTER + KEPT + len(SEEDS) - 1
+        return seeds
+    return 7 * QUARTER + KEPT + seeds - 1

@@ -1,0 +1,52 @@
+"""What all benchmarks have on their command line: --data, --seeds, --quick and --output."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+
+def parser_of(
+    name: str,
+    documentation: str | None,
+    *,
+    quick: str,
+    data: str | None = None,
+    seeds: int | None = None,
+    output: str | None = None,
+) -> argparse.ArgumentParser:
+    """A parser with the arguments that all benchmarks have.
+
+    Args:
+        name: Of the module in this package.
+        documentation: Of the module; its first line is shown.
+        quick: What ``--quick`` does.
+        data: What ``--data`` names; None where no data is read.
+        seeds: How many there are by default; None where nothing is drawn, or all draw alike.
+        output: Where results go by default, without a suffix; None is the name.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=(documentation or "").split("\n")[0]
+    )
+    unused = "as for all benchmarks; nothing here depends on it"
+    parser.add_argument("--data", type=pathlib.Path, help=data or unused)
+    counted = unused if seeds is None else f"how many (default: {seeds})"
+    parser.add_argument("--seeds", type=_positive, default=seeds, metavar="N", help=counted)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path(output or name),
+        help="files to write, without a suffix",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
+    return number

@@ -1,0 +1,64 @@
+"""Pictures of experiments: panels with lines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Lines over one axis.
+
+    Attributes:
+        x: What the axis to the right is.
+        y: What the axis upwards is.
+        lines: Label → positions.
+        x_scale: "linear" or "log".
+        y_scale: "linear" or "log".
+        marker: Of points; none by default.
+        styles: Label → number of the colour and style of the line, where the usual ones do not do.
+    """
+
+    x: str
+    y: str
+    lines: Mapping[str, Line]
+    x_scale: str = "linear"
+    y_scale: str = "log"
+    marker: str = ""
+    styles: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+
+
+def figure_of(panels: Sequence[Panel], columns: int = 3) -> Figure:
+    """All panels, row by row; the same label has the same colour, and stands where it is new."""
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), layout="constrained")
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
+    shown: set[str] = set()
+    places = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes, panel in zip(places, panels, strict=False):
+        for label, (x, y) in panel.lines.items():
+            number, style = panel.styles.get(label, (labels.index(label), "-"))
+            color, marker = f"C{number % 10}", panel.marker
+            axes.plot(x, y, style, color=color, label=label, marker=marker, markersize=4)
+        axes.set(xlabel=panel.x, ylabel=panel.y, xscale=panel.x_scale, yscale=panel.y_scale)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if not set(panel.lines) <= shown:
+            axes.legend(frameon=False, fontsize="small")
+        shown |= set(panel.lines)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def line_of(run: Mapping[str, Any], x: str, y: str = "loss") -> Line:
+    """What was seen of a training: one quantity against another."""
+    seen = [look for look in run["looks"] if look.get(y) is not None]
+    return [look[x] for look in seen], [look[y] for look in seen]

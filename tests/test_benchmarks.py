@@ -1,0 +1,126 @@
+"""Every benchmark has the same face: it is listed, tells of itself, and goes on where it was."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as suite
+from benchmarks import communication, coverage, scaling_model, step_cost
+from benchmarks.command_line import parser_of
+
+
+@pytest.mark.parametrize("name", suite.benchmarks())
+def test_every_benchmark_takes_the_same_arguments(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = (suite.FOLDER / name).is_dir()
+    module = importlib.import_module(f"benchmarks.{name}" + (".__main__" if package else ""))
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert f"usage: python -m benchmarks.{name} " in told
+    for argument in ("--data", "--seeds N", "--quick", "--output"):
+        assert argument in told
+
+
+def test_all_are_listed_with_a_line_and_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        suite.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name, (what, needs) in suite.benchmarks().items():
+        assert f"{name} {what} Needs {needs}" in told
+        assert "\n" not in what and needs != "?"
+    assert "mnist.npz" in suite.benchmarks()["zoo"][1]
+    assert "Horovod" in suite.benchmarks()["communication"][1]
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two"])
+def test_seeds_are_counted(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = parser_of("anything", "A line.\n\nMore.", quick="is quick", seeds=3)
+    assert parser.parse_args([]).seeds == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seeds", given])
+    assert f"must be an integer of at least 1, got {given}" in capsys.readouterr().err
+
+
+def test_communication_goes_on(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the file is not sent again."""
+    started: list[tuple[int, str]] = []
+
+    def ranks(setting: Mapping[str, Any]) -> dict[str, Any]:
+        started.append((setting["ranks"], setting["placement"]))
+        bytes_ = dict.fromkeys(
+            ("predicted", "measured", "kept_predicted", "kept", "largest_block", "all_blocks"), 1e6
+        )
+        return {**setting, **bytes_}
+
+    monkeypatch.setattr(communication, "of_ranks", ranks)
+    arguments = ["--output", str(tmp_path / "sent"), "--ranks", "2", "4", "--placements", "hybrid"]
+    communication.main(arguments)
+    communication.main(arguments)
+    assert started == [(2, "hybrid"), (4, "hybrid")]
+    report = json.loads((tmp_path / "sent.json").read_text())
+    assert {"threads", "keras", "commit"} <= report["machine"].keys()
+    assert (tmp_path / "sent.png").stat().st_size > 1000
+
+
+def test_step_cost_goes_on(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem is not measured twice, unless the steps are others."""
+    measured: list[tuple[str, int, int]] = []
+
+    def measure(
+        problem: Any, rounds: int, steps: int, method: str, warm_up: int
+    ) -> dict[str, step_cost.Measurement]:
+        measured.append((problem.name, rounds, warm_up))
+        return {
+            name: step_cost.Measurement(1e9, 1, [0.1, 0.2], [1.0, 2.0])
+            for name in ("SGD", *problem.settings)
+        }
+
+    monkeypatch.setattr(step_cost, "measure", measure)
+    monkeypatch.setattr("benchmarks.machine.matmul_rate", lambda: 1e11)
+    arguments = ["--output", str(tmp_path / "cost"), "--problems", "convnet"]
+    step_cost.main([*arguments, "--quick"])
+    step_cost.main([*arguments, "--quick"])
+    step_cost.main(arguments)
+    assert measured == [("convnet", 2, 10), ("convnet", 5, step_cost.WARM_UP_STEPS)]
+    assert (tmp_path / "cost.png").stat().st_size > 1000
+
+
+def test_coverage_goes_on_from_a_page_as_from_its_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned: list[str] = []
+
+    def alone(entry: Any, trained: bool) -> coverage.Result:
+        scanned.append(entry.name)
+        return coverage.Result(entry.name, 10**9, dict.fromkeys(coverage.KINDS, 0.3), 0)
+
+    monkeypatch.setattr(coverage, "in_process_of_its_own", alone)
+    arguments = ["--output", str(tmp_path / "covered"), "--quick"]
+    coverage.main(arguments)
+    assert len(scanned) == 3
+    (tmp_path / "covered.md").unlink()
+    coverage.main(arguments)
+    (tmp_path / "covered.json").unlink()
+    coverage.main(arguments)
+    assert len(scanned) == 3
+    assert (tmp_path / "covered.png").stat().st_size > 1000
+
+
+def test_predictions_of_another_network_are_not_taken_over(tmp_path: pathlib.Path) -> None:
+    head, rows = {"model": "A", "batch_size": 2}, [{"workers": 4, "placement": "hybrid"}]
+    rows[0] |= {"stages": {"passes": 0.5}, "kept": 7.0}
+    path = tmp_path / "scaling.json"
+    assert scaling_model.known(path, head) == {}
+    path.write_text(json.dumps({**head, "predicted": rows}))
+    (step,) = scaling_model.known(path, head).values()
+    assert step.seconds == 0.5
+    assert scaling_model.known(path, head | {"model": "B"}) == {}
