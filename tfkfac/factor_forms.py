@@ -24,6 +24,12 @@ class FactorForm(abc.ABC):
     def second_moment(self, rows: tf.Tensor) -> tf.Tensor:
         """``rowsᵀ rows`` of ``[..., n, d]``, as far as the form keeps it."""
 
+    def bordered_second_moment(
+        self, rows: tf.Tensor, row: tf.Tensor, corner: tf.Tensor
+    ) -> tf.Tensor:
+        """The same with a last row and column, see `border`."""
+        return self.border(self.second_moment(rows), row, corner)
+
     @abc.abstractmethod
     def border(self, moment: tf.Tensor, row: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
         """Appends a last row and column: ``[..., d]`` and ``[...]``."""
@@ -75,6 +81,12 @@ class Dense(FactorForm):
     def second_moment(self, rows: tf.Tensor) -> tf.Tensor:
         """The lower triangle."""
         return linalg.second_moment(rows)
+
+    def bordered_second_moment(
+        self, rows: tf.Tensor, row: tf.Tensor, corner: tf.Tensor
+    ) -> tf.Tensor:
+        """In one copy."""
+        return linalg.second_moment(rows, (row, corner))
 
     def border(self, moment: tf.Tensor, row: tf.Tensor, corner: tf.Tensor) -> tf.Tensor:
         """A last row; the upper triangle is not kept."""

@@ -31,11 +31,13 @@ def panel_bounds(dim: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def second_moment(rows: tf.Tensor) -> tf.Tensor:
+def second_moment(rows: tf.Tensor, last: tuple[tf.Tensor, tf.Tensor] | None = None) -> tf.Tensor:
     """The sum of outer products of `rows`, as a lower triangle.
 
     Args:
         rows: ``[..., n, d]``.
+        last: A last row ``[..., d]`` and its corner ``[...]`` to append, as `border` does; wide
+            matrices are then copied once only.
 
     Returns:
         ``[..., d, d]``, the lower triangle of ``rowsᵀ rows``. Wide matrices are computed panel
@@ -44,14 +46,19 @@ def second_moment(rows: tf.Tensor) -> tf.Tensor:
     dim = rows.shape[-1]
     bounds = panel_bounds(dim)
     if len(bounds) == 1 or rows.shape.rank != 2:
-        return tf.matmul(rows, rows, transpose_a=True)
+        moment = tf.matmul(rows, rows, transpose_a=True)
+        return moment if last is None else border(moment, *last)
+    width = dim + (last is not None)
     panels = [
         tf.pad(
             tf.matmul(rows[:, start:stop], rows[:, :stop], transpose_a=True),
-            [[0, 0], [0, dim - stop]],
+            [[0, 0], [0, width - stop]],
         )
         for start, stop in bounds
     ]
+    if last is not None:
+        row, corner = last
+        panels.append(tf.concat([row, corner[None]], axis=0)[None])
     return tf.concat(panels, axis=0)
 
 

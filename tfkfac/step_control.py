@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import indexed_slices
+from tfkfac import momentum as momentum_step
 from tfkfac.adaptive_damping import AdaptiveDamping
 from tfkfac.block_gradients import weighted_dot
 from tfkfac.hyperparameters import AUTO, Hyperparameter, Range, is_auto, refuse_if_automatic
@@ -130,19 +130,9 @@ class StepControl(AdaptiveDamping):
         scale = guard * learning_rate
 
         def move(directions: Sequence[Any]) -> None:
-            downhill = -scale
-            for variable, velocity, direction in zip(
-                model.variables, velocities, directions, strict=True
-            ):
-                values = tf.cast(indexed_slices.values_of(direction), velocity.dtype)
-                step = tf.cast(downhill, velocity.dtype) * values
-                kept = tf.cast(momentum, velocity.dtype) * velocity
-                if isinstance(direction, tf.IndexedSlices):
-                    velocity.assign(kept)
-                    indexed_slices.add_to(velocity, indexed_slices.with_values(direction, step))
-                else:
-                    velocity.assign(kept + step)
-                self.assign_add(variable, velocity)
+            triples = zip(model.variables, velocities, directions, strict=True)
+            for variable, velocity, direction in triples:
+                momentum_step.move(variable, velocity, direction, scale, momentum)
 
         def go() -> None:
             self.workers.each(move, directions)

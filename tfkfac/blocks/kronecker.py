@@ -130,14 +130,14 @@ class KroneckerBlock(RowsByExample):
         """
         if omega is not None:
             rows *= tf.sqrt(omega)[:, None]
-        moment = self.input_form.second_moment(rows)
         if not self.has_bias:
-            return moment
+            return self.input_form.second_moment(rows)
         if omega is None:
             sums = tf.reduce_sum(rows, axis=-2)
         else:
             sums = tf.linalg.matvec(rows, tf.sqrt(omega), transpose_a=True)
-        return self.input_form.border(moment, sums, tf.broadcast_to(total, sums.shape[:-1]))
+        corner = tf.broadcast_to(total, sums.shape[:-1])
+        return self.input_form.bordered_second_moment(rows, sums, corner)
 
     # --- statistics ------------------------------------------------------------------------
 
