@@ -151,6 +151,17 @@ def unwrapped(optimizer: Any, attribute: str) -> Any:
     return next((part for part in parts if hasattr(type(part), attribute)), optimizer)
 
 
+def is_one_of_several(optimizer: Any, whole: Any) -> bool:
+    """Whether an optimizer is a part of a ``MultiOptimizer``, which builds it for its variables.
+
+    Args:
+        optimizer: The part.
+        whole: What the model was compiled with, or None.
+    """
+    whole = getattr(whole, "inner_optimizer", whole)
+    return any(part is optimizer for part in getattr(whole, "optimizers", ()))
+
+
 def seeds_of(model: Any) -> list[Any]:
     """The states of the generators of a model's random numbers (of dropout, say), each once."""
     layers = [model, *flatten_layers(model)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import threading
+import warnings
 
 import keras
 import models
@@ -89,6 +90,27 @@ def test_a_layer_frozen_between_two_fits_stays() -> None:
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
 
+@pytest.mark.parametrize("at_first", [True, False], ids=["frozen", "unfrozen"])
+def test_a_layer_that_is_frozen_or_unfrozen_without_compile_is_told(at_first: bool) -> None:
+    """In graphs Keras makes the training step once."""
+    model = models.sequential()
+    model.layers[0].trainable = at_first
+    fitted(model)
+    model.layers[0].trainable = not at_first
+    with pytest.warns(UserWarning, match=r"2 variables \(.*hidden/kernel.*Compile the model again"):
+        model.fit(*models.vectors(), verbose=0)
+    if not at_first:
+        model.optimizer.rebuild(model)
+    model.compile(model.optimizer, models.crossentropy())
+    before = model.get_weights()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(*models.vectors(), verbose=0)
+        model.fit(*models.vectors(), verbose=0)
+    moved = np.abs(model.get_weights()[0] - before[0]).max() > 1e-6
+    assert moved == (not at_first)
+
+
 def test_images_of_another_size_go_on_with_the_same_curvature() -> None:
     model = keras.Sequential(
         [
@@ -165,6 +187,20 @@ def test_one_of_several_optimizers(tmp_path: pathlib.Path) -> None:
     assert hidden > 1e-6
     assert logits == 0.0
     assert monitor.history["skipped"] == [0.0]
+
+
+def test_one_of_several_optimizers_goes_on_from_a_file(tmp_path: pathlib.Path) -> None:
+    """The file builds it for its own variables, where training builds it for the model."""
+    model = models.sequential()
+    parts = keras.optimizers.OptimizerMap(keras.optimizers.Adam(), {".*hidden.*": models.kfac()})
+    model.compile(keras.optimizers.MultiOptimizer(parts), models.crossentropy())
+    model.fit(*models.vectors(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, again):
+        each.fit(*models.vectors(), epochs=2, shuffle=False, verbose=0)
+    for ours, expected in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_models_are_fitted_in_threads() -> None:
