@@ -97,7 +97,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             self._recorder.attach(model)
         wrapping = getattr(model, "optimizer", None)
         if wrapping is not self and getattr(wrapping, "inner_optimizer", None) is self:
-            adopt(wrapping, self._decide_together)
+            adopt(wrapping, self._decide_together, self.build_to_save)
         if has_replicas(model.distribute_strategy):
             self._build_early()
 
@@ -234,6 +234,15 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         if complete and not optimizer.built:
             with model.distribute_strategy.scope():
                 optimizer.build(model.trainable_variables)
+
+    def build_to_save(self) -> None:
+        """Makes the state for a file that is written before training, if the model has weights.
+
+        Several processes would have to do so together, but one of them may save alone.
+        """
+        attached = self._model_reference() is not None
+        if not self.built and attached and self.workers.processes == 1:
+            self._build_early()
 
     def _is_relevant(self, layer: Any) -> bool:
         """Whether a layer is to be observed.
