@@ -275,10 +275,19 @@ def watching_losses(compiled: Any, note: Callable[..., Any]) -> Iterator[None]:
         compiled: What `compiled_losses` returned.
         note: Called with ``value, loss, y_true, y_pred, sample_weight, loss_weight``; Keras gets
             the value that it returns.
+
+    Raises:
+        ValueError: Another optimizer watches them already.
     """
     thread, build = threading.get_ident(), compiled.build
 
     def watch() -> None:
+        noted = [each.loss for each in compiled._flat_losses if isinstance(each.loss, _NotedLoss)]
+        if any(thread in loss.notes for loss in noted):
+            raise ValueError(
+                "Two KFACs watch one model. Call detach() of the one that does not train it; of a "
+                "MultiOptimizer, one part can be a KFAC."
+            )
         compiled._flat_losses = [
             entry
             if isinstance(entry.loss, _NotedLoss)

@@ -135,7 +135,7 @@ class Subclassed(keras.Model):
     @classmethod
     def fitted(cls) -> keras.Model:
         model = cls()
-        model.compile(models.kfac(), models.crossentropy())
+        model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
         model.fit(*models.vectors(), verbose=0)
         return model
 
@@ -159,7 +159,7 @@ def test_a_model_that_was_saved_before_training_begins_alike(
     try:
         model = models.sequential()
         model.add(keras.layers.Dropout(0.5))
-        model.compile(models.kfac(), models.crossentropy())
+        model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
         model.save(tmp_path / "model.keras")
         again = keras.models.load_model(tmp_path / "model.keras")
         for each in (model, again):
@@ -172,7 +172,7 @@ def test_a_model_that_was_saved_before_training_begins_alike(
 
 def test_a_subclassed_model_that_was_saved_before_it_had_weights(tmp_path: pathlib.Path) -> None:
     model = Subclassed()
-    model.compile(models.kfac(), models.crossentropy())
+    model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
     store: dict[str, np.ndarray] = {}
     model.optimizer.save_own_variables(store)
     assert set(store) == {"format"}
@@ -190,8 +190,8 @@ def test_weights_without_an_optimizer_are_read_before_compile(tmp_path: pathlib.
         model.load_weights(path)
     model = models.sequential()
     model.load_weights(path)
-    model.compile(models.kfac(), models.crossentropy())
-    model.fit(*models.vectors(), verbose=0)
+    fitted = attached(models.kfac(), lambda: model)
+    train(fitted, 1)
 
 
 def test_weights_of_layers_that_are_not_built_say_what_to_do(tmp_path: pathlib.Path) -> None:
