@@ -23,6 +23,7 @@ from tfkfac.layer_collection import LayerCollection
 from tfkfac.loss_scaling import adopt
 from tfkfac.record import Record
 from tfkfac.registry import supported
+from tfkfac.trained_by_step import TrainedByStep
 
 
 class AttachedOptimizer(keras.optimizers.Optimizer):
@@ -40,6 +41,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             workers=lambda: self.workers,
         )
         self._model_reference: Any = lambda: None
+        self._trained_by_step = TrainedByStep()
         self._workers: Workers | None = None
 
     @property
@@ -95,7 +97,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             self._recorder.attach(model)
         wrapping = getattr(model, "optimizer", None)
         if wrapping is not self and getattr(wrapping, "inner_optimizer", None) is self:
-            adopt(wrapping, self._decide_together)
+            adopt(wrapping, self._decide_together, self.build_to_save)
         if has_replicas(model.distribute_strategy):
             self._build_early()
 
@@ -132,6 +134,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         Args:
             given: The arguments of `fit`, by name.
         """
+        self._trained_by_step.warn_if_changed(self._require_model())
         adjusted = {"callbacks": self._callbacks_of_fit(given.get("callbacks"))}
         if given.get("verbose", "auto") == "auto" and self.workers.process > 0:
             adjusted["verbose"] = 0
@@ -221,6 +224,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         that.
         """
         model = self._require_model()
+        self._trained_by_step.note(model)
         wrapping = getattr(model, "optimizer", None)
         wrapped = getattr(wrapping, "inner_optimizer", None) is self
         optimizer: Any = wrapping if wrapped else self
@@ -230,6 +234,15 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         if complete and not optimizer.built:
             with model.distribute_strategy.scope():
                 optimizer.build(model.trainable_variables)
+
+    def build_to_save(self) -> None:
+        """Makes the state for a file that is written before training, if the model has weights.
+
+        Several processes would have to do so together, but one of them may save alone.
+        """
+        attached = self._model_reference() is not None
+        if not self.built and attached and self.workers.processes == 1:
+            self._build_early()
 
     def _is_relevant(self, layer: Any) -> bool:
         """Whether a layer is to be observed.

@@ -70,7 +70,7 @@ class DecayedAverages:
         Returns:
             Whether the batch was entered, a boolean scalar.
         """
-        finite = linalg.finite_diagonals(*contributions.values())
+        finite = linalg.finite_diagonals(*contributions.values()) & linalg.all_finite(decay)
         one, zero = tf.ones([], self.dtype), tf.zeros([], self.dtype)
         kept = tf.where(finite, tf.cast(decay, self.dtype), one)
         share = tf.where(finite, tf.cast(weight, self.dtype), zero)

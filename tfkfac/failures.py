@@ -136,7 +136,8 @@ class Failures(SavedState):
                 f"The last {steps} steps were skipped: their gradients, or the directions made of "
                 f"them, are not finite, or {SPIKE:.0e} times as long as those before, in the last "
                 f"of them most of all that of {culprit.path!r}. Look at the data and the loss of "
-                f"these batches, and at the weights. {_REMEDY}"
+                "these batches, at the weights, and at schedules, whose numbers must be finite. "
+                f"{_REMEDY}"
             )
         for block in self.layer_collection.curvature_blocks:
             for kind, count in zip(KINDS, self._failures_of(block), strict=False):

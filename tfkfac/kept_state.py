@@ -67,7 +67,10 @@ class KeptState(AttachedOptimizer):
         model = self._require_model()
         known = {id(variable) for variable in model.trainable_variables}
         foreign = [v for v in variables if id(v) not in known]
-        if foreign or len(variables) != len(known):
+        whole = getattr(model, "optimizer", None)
+        if not foreign and keras_internals.is_one_of_several(self, whole):
+            variables = model.trainable_variables  # whichever of them are its to train
+        elif foreign or len(variables) != len(known):
             raise ValueError(
                 f"KFAC was attached to model {model.name!r} with {len(known)} trainable variables, "
                 f"but is to be built for {len(variables)}, of which {len(foreign)} are not the "

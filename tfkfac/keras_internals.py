@@ -151,6 +151,17 @@ def unwrapped(optimizer: Any, attribute: str) -> Any:
     return next((part for part in parts if hasattr(type(part), attribute)), optimizer)
 
 
+def is_one_of_several(optimizer: Any, whole: Any) -> bool:
+    """Whether an optimizer is a part of a ``MultiOptimizer``, which builds it for its variables.
+
+    Args:
+        optimizer: The part.
+        whole: What the model was compiled with, or None.
+    """
+    whole = getattr(whole, "inner_optimizer", whole)
+    return any(part is optimizer for part in getattr(whole, "optimizers", ()))
+
+
 def seeds_of(model: Any) -> list[Any]:
     """The states of the generators of a model's random numbers (of dropout, say), each once."""
     layers = [model, *flatten_layers(model)]
@@ -264,10 +275,19 @@ def watching_losses(compiled: Any, note: Callable[..., Any]) -> Iterator[None]:
         compiled: What `compiled_losses` returned.
         note: Called with ``value, loss, y_true, y_pred, sample_weight, loss_weight``; Keras gets
             the value that it returns.
+
+    Raises:
+        ValueError: Another optimizer watches them already.
     """
     thread, build = threading.get_ident(), compiled.build
 
     def watch() -> None:
+        noted = [each.loss for each in compiled._flat_losses if isinstance(each.loss, _NotedLoss)]
+        if any(thread in loss.notes for loss in noted):
+            raise ValueError(
+                "Two KFACs watch one model. Call detach() of the one that does not train it; of a "
+                "MultiOptimizer, one part can be a KFAC."
+            )
         compiled._flat_losses = [
             entry
             if isinstance(entry.loss, _NotedLoss)

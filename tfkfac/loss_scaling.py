@@ -26,25 +26,33 @@ def has_only_scale(store: Any) -> bool:
 _COUNTERS = 4
 
 
-def adopt(scaling: Any, decide: Callable[[tf.Tensor, Sequence[Any]], tf.Tensor]) -> None:
+def adopt(
+    scaling: Any,
+    decide: Callable[[tf.Tensor, Sequence[Any]], tf.Tensor],
+    build: Callable[[], None],
+) -> None:
     """Lets KFAC see which steps are skipped, and what it keeps be in files once.
 
     Args:
         scaling: The ``LossScaleOptimizer``.
         decide: Whether the gradients of this worker are finite, and these → whether there will be
             a step.
+        build: Makes the state of both for a file, if there is none yet.
     """
 
     def check_finite(gradients: Sequence[Any]) -> tf.Tensor:
         return decide(type(scaling).check_finite(scaling, gradients), gradients)
 
     scaling.check_finite = check_finite
-    scaling.save_own_variables = functools.partial(_save, scaling)
+    scaling.save_own_variables = functools.partial(_save, scaling, build)
     scaling.load_own_variables = functools.partial(_load, scaling)
 
 
-def _save(scaling: Any, store: Any) -> None:
+def _save(scaling: Any, build: Callable[[], None], store: Any) -> None:
     """Writes the scale and its counters: Keras adds what is in the optimizer within by itself."""
+    build()
+    if not scaling.built:
+        return
     for place, variable in enumerate(scaling._variables):
         store[str(place)] = variable.numpy()
 
@@ -63,6 +71,8 @@ def _load(scaling: Any, store: Any) -> None:
         )
     if not scaling.built:
         scaling.build(scaling.inner_optimizer.trained_variables)
+    if not list(store.keys()):
+        return  # as in a file without an optimizer, of which the one within says so
     here = [tuple(variable.shape) for variable in scaling._variables]
     found = [tuple(np.shape(store[key])) for key in sorted(store.keys(), key=int)]
     if found != here:

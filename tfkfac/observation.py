@@ -213,6 +213,7 @@ def _loss_weight(weight: Any, dtype: tf.DType) -> tf.Tensor:
 
 
 def _require_non_negative(weights: tf.Tensor) -> tf.Tensor:
-    check = tf.debugging.assert_non_negative(weights, _NEGATIVE)
+    """Refuses negative weights; what is NaN makes the gradient NaN, and the step is skipped."""
+    check = tf.debugging.assert_equal(tf.reduce_any(weights < 0), False, _NEGATIVE)
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(weights)

@@ -274,7 +274,7 @@ class KFAC(InverseTurns):
                 )
             slope = model.dot(gradients, directions)
             tf.cond(
-                tf.math.is_finite(slope) & (slope >= 0.0),
+                tf.math.is_finite(slope) & (slope >= 0.0) & self._is_length_known(),
                 lambda: self._go(model, directions, slope),
                 lambda: self._skip_step(model.variables, self._squares(directions)),
             )

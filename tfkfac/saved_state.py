@@ -84,6 +84,9 @@ class SavedState(KeptState):
             store: Position → array; and the format of the file.
         """
         store[FORMAT_KEY] = np.asarray(_FORMAT)
+        self.build_to_save()
+        if not self.built:
+            return
         fresh = self._gathered.iterations == int(self._iterations.numpy())
         gathered = self._gathered.values if fresh else {}
         missing = []
@@ -126,8 +129,10 @@ class SavedState(KeptState):
                 'trained under keras.config.set_dtype_policy("mixed_float16"). Call that before '
                 "the file is read."
             )
-        _require_format(int(np.asarray(store[FORMAT_KEY])) if FORMAT_KEY in keys else None)
+        _require_format(int(np.asarray(store[FORMAT_KEY])) if FORMAT_KEY in keys else None, keys)
         keys.discard(FORMAT_KEY)
+        if not keys:
+            return  # it was written before training began
         foreign = [key for key in keys if not key.isdigit() or int(key) >= len(slots)]
         common = [str(at) for at in range(len(self._alike))]
         wrong = [
@@ -196,17 +201,23 @@ class SavedState(KeptState):
         return itertools.chain(common, of_blocks)
 
 
-def _require_format(found: int | None) -> None:
+def _require_format(found: int | None, keys: set[str]) -> None:
     """Raises if the file is of another format.
 
     Args:
         found: What the file says; None if it says nothing.
+        keys: What there is in the file.
 
     Raises:
         ValueError: Saying what the file is.
     """
     if found == _FORMAT:
         return
+    if not keys:
+        raise ValueError(
+            "The file has no state of an optimizer: its model was not compiled. Call load_weights "
+            "before the model is compiled with KFAC."
+        )
     if found is None:
         what = "is of another optimizer, or of an older tfkfac"
     else:
@@ -214,6 +225,7 @@ def _require_format(found: int | None) -> None:
         what = f"is of format {found}, of {age} tfkfac"
     raise ValueError(
         f"The state of the optimizer in the file {what}; this version of tfkfac reads format "
-        f"{_FORMAT}. Load the model without it, keras.models.load_model(path, compile=False), and "
-        "compile it with a new tfkfac.KFAC(...); the curvature is learned anew within some steps."
+        f"{_FORMAT}. Load the model without it, keras.models.load_model(path, compile=False) or "
+        "load_weights before the model is compiled, and compile it with a new tfkfac.KFAC(...); "
+        "the curvature is learned anew within some steps."
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfkfac import linalg
 from tfkfac import momentum as momentum_step
 from tfkfac.adaptive_damping import AdaptiveDamping
 from tfkfac.block_gradients import weighted_dot
@@ -66,21 +67,19 @@ class StepControl(AdaptiveDamping):
     # --- what callbacks ask ----------------------------------------------------------------
 
     def counts(self) -> dict[str, float]:
-        """What has happened since training began.
+        """What has happened since training began; zeros before.
 
         ``updates`` (steps), ``clipped`` (steps that the KL clip shortened), ``taken_back`` and
         ``skipped`` (steps with a gradient that is no good), ``failures`` (statistics and inverses
         of layers that could not be had), and the ``seconds`` in curvature, if `take_time` was
         called.
         """
-        return {
-            "updates": float(self._updates.numpy()),
-            "clipped": float(self._clipped_steps.numpy()),
-            "taken_back": float(self._taken_back.numpy()),
-            "skipped": float(self._skipped_steps.numpy()),
-            "failures": self.count_failures(),
-            "seconds": float(self._stopwatch.seconds.numpy()),
-        }
+        if not self.built:
+            return dict.fromkeys(_COUNTED, 0.0)
+        steps = self._updates, self._clipped_steps, self._taken_back, self._skipped_steps
+        numbers = [variable.numpy() for variable in steps]
+        numbers += [self.count_failures(), self._stopwatch.seconds.numpy()]
+        return dict(zip(_COUNTED, map(float, numbers), strict=True))
 
     def take_time(self) -> bool:
         """From now on measures the time in curvature, where there is a clock (not under XLA).
@@ -148,6 +147,13 @@ class StepControl(AdaptiveDamping):
         else:
             go()
         self._decay_weights(model.variables, velocities, kept)
+
+    def _is_length_known(self) -> tf.Tensor:
+        """Whether α, μ and c are numbers: a schedule may tell anything."""
+        told = [self.learning_rate, self.momentum]
+        if StepControl.kl_clip.in_use(self):
+            told.append(self.kl_clip)
+        return linalg.all_finite(*map(tf.convert_to_tensor, told))
 
     def _can_look_again(self, model: LocalModel) -> bool:
         """Whether the loss of the step can be evaluated again."""
@@ -265,3 +271,7 @@ class StepControl(AdaptiveDamping):
                     variable.assign(variable - rate * before)
 
         self.workers.each(decay)
+
+
+_COUNTED = ("updates", "clipped", "taken_back", "skipped", "failures", "seconds")
+"""What `StepControl.counts` tells."""

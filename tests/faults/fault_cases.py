@@ -146,6 +146,11 @@ FAULTS = [
         "NaN in the targets", lambda: with_first(np.nan, measured, 1), (SKIPPED,), usual=measured
     ),
     Fault(
+        "NaN in the weights of the examples",
+        lambda: (*classified(), np.where(np.arange(SIZE) == 0, np.nan, 1.0)),
+        (SKIPPED,),
+    ),
+    Fault(
         "NaN with BatchNormalization",
         lambda: with_first(np.nan, classified),
         (SKIPPED,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import threading
+import warnings
 
 import keras
 import models
@@ -14,8 +15,8 @@ import tensorflow as tf
 import tfkfac
 
 
-def fitted(model: keras.Model, **options: object) -> keras.Model:
-    model.compile(models.kfac(), models.crossentropy(), **options)
+def fitted(model: keras.Model, *, run_eagerly: bool = True) -> keras.Model:
+    model.compile(models.kfac(), models.crossentropy(), run_eagerly=run_eagerly)
     model.fit(*models.vectors(), verbose=0)
     return model
 
@@ -81,12 +82,33 @@ def test_a_layer_frozen_before_training_stays() -> None:
 
 
 def test_a_layer_frozen_between_two_fits_stays() -> None:
-    model = fitted(models.sequential())
+    model = fitted(models.sequential(), run_eagerly=False)
     model.layers[0].trainable = False
     model.compile(model.optimizer, models.crossentropy())
     before = model.get_weights()
     model.fit(*models.vectors(), verbose=0)
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+@pytest.mark.parametrize("at_first", [True, False], ids=["frozen", "unfrozen"])
+def test_a_layer_that_is_frozen_or_unfrozen_without_compile_is_told(at_first: bool) -> None:
+    """In graphs Keras makes the training step once."""
+    model = models.sequential()
+    model.layers[0].trainable = at_first
+    fitted(model, run_eagerly=False)
+    model.layers[0].trainable = not at_first
+    with pytest.warns(UserWarning, match=r"2 variables \(.*hidden/kernel.*Compile the model again"):
+        model.fit(*models.vectors(), verbose=0)
+    if not at_first:
+        model.optimizer.rebuild(model)
+    model.compile(model.optimizer, models.crossentropy())
+    before = model.get_weights()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(*models.vectors(), verbose=0)
+        model.fit(*models.vectors(), verbose=0)
+    moved = np.abs(model.get_weights()[0] - before[0]).max() > 1e-6
+    assert moved == (not at_first)
 
 
 def test_images_of_another_size_go_on_with_the_same_curvature() -> None:
@@ -110,11 +132,11 @@ def test_a_model_rebuilt_with_a_layer_of_another_shape_says_what_to_do() -> None
     model = fitted(models.sequential())
     model.pop()
     model.add(keras.layers.Dense(models.CLASSES + 2, name="wider"))
-    model.compile(model.optimizer, models.crossentropy())
+    model.compile(model.optimizer, models.crossentropy(), run_eagerly=True)
     with pytest.raises(ValueError, match=r"wider/kernel.*optimizer\.rebuild\(model\)"):
         model.fit(*models.vectors(), verbose=0)
     model.optimizer.rebuild(model)
-    model.compile(model.optimizer, models.crossentropy())
+    model.compile(model.optimizer, models.crossentropy(), run_eagerly=True)
     model.fit(*models.vectors(), verbose=0)
     assert model.optimizer.counts()["updates"] == 2
 
@@ -145,9 +167,10 @@ def test_a_clone_takes_the_configuration_not_the_optimizer() -> None:
     clone = keras.models.clone_model(model)
     with pytest.raises(ValueError, match="already trains a model"):
         clone.compile(model.optimizer, models.crossentropy())
-    clone.compile(tfkfac.KFAC.from_config(model.optimizer.get_config()), models.crossentropy())
+    again = tfkfac.KFAC.from_config(model.optimizer.get_config())
+    clone.compile(again, models.crossentropy(), run_eagerly=True)
     clone.fit(*models.vectors(), verbose=0)
-    assert clone.optimizer.counts()["updates"] == 1
+    assert again.counts()["updates"] == 1
 
 
 def test_one_of_several_optimizers(tmp_path: pathlib.Path) -> None:
@@ -165,6 +188,32 @@ def test_one_of_several_optimizers(tmp_path: pathlib.Path) -> None:
     assert hidden > 1e-6
     assert logits == 0.0
     assert monitor.history["skipped"] == [0.0]
+
+
+def test_two_optimizers_of_one_model_say_what_to_do() -> None:
+    model = models.sequential()
+    model.compile(models.kfac(), models.crossentropy())
+    second = models.kfac(model=model)
+    with pytest.raises(ValueError, match=r"Two KFACs watch one model.*detach\(\)"):
+        model.fit(*models.vectors(), verbose=0)
+    second.detach()
+    model.fit(*models.vectors(), verbose=0)
+    assert model.optimizer.counts()["updates"] == 1
+
+
+def test_one_of_several_optimizers_goes_on_from_a_file(tmp_path: pathlib.Path) -> None:
+    """The file builds it for its own variables, where training builds it for the model."""
+    model = models.sequential()
+    parts = keras.optimizers.OptimizerMap(keras.optimizers.Adam(), {".*hidden.*": models.kfac()})
+    optimizer = keras.optimizers.MultiOptimizer(parts)
+    model.compile(optimizer, models.crossentropy(), run_eagerly=True)
+    model.fit(*models.vectors(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, again):
+        each.fit(*models.vectors(), epochs=2, shuffle=False, verbose=0)
+    for ours, expected in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_models_are_fitted_in_threads() -> None:

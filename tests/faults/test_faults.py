@@ -12,12 +12,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from faults import fault_cases
 from faults.fault_cases import FAULTS, KEPT, MODES, SKIPPED, TRAINS, Batch, Fault
 
 import tfkfac
 
 BEFORE, FAULTY, AFTER = 4, 2, 4
 """Steps."""
+
+
+IN_GRAPH = ("NaN in the inputs", "NaN with BatchNormalization", "a loss of 1e30")
+"""Faults that are met in a graph whenever tests run; the others eagerly, which is quicker."""
 
 
 def _scope(mode: str) -> contextlib.AbstractContextManager:
@@ -63,7 +68,9 @@ def _happened(before: dict[str, float], after: dict[str, float]) -> str:
             fault,
             mode,
             id=f"{fault.name}-{mode}",
-            marks=[] if mode == "graph" else pytest.mark.slow,
+            marks=[]
+            if mode == ("graph" if fault.name in IN_GRAPH else "eager")
+            else pytest.mark.slow,
         )
         for fault in FAULTS
         for mode in MODES
@@ -86,3 +93,36 @@ def test_a_fault(fault: Fault, mode: str, record_property: Callable[[str, object
     assert not _not_finite(model)
     x, y = fault.usual()
     assert float(model.evaluate(x, y, verbose=0)) < 10.0
+
+
+UNUSUAL = {
+    "all automatic": {"momentum": "auto", "weight_decay": 1e-2, "use_ema": True},
+    "eigenvalues": {"method": "ekfac", "factor_update_every": 1},
+    "micro-batches": {"gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("arguments", UNUSUAL.values(), ids=UNUSUAL)
+def test_a_batch_that_is_left_out_leaves_no_trace(arguments: dict[str, object]) -> None:
+    """Training goes on with the same bits as if there had been none, first or later."""
+
+    def trained(faulty: list[Batch]) -> keras.Model:
+        keras.utils.set_random_seed(0)
+        model = fault_cases.perceptron()
+        optimizer = tfkfac.KFAC(seed=1, fisher="exact", **arguments)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, run_eagerly=True)
+        usual = [fault_cases.classified(seed=seed) for seed in range(4)]
+        for batch in [*faulty, *usual[:2], *faulty, *usual[2:]]:
+            model.train_on_batch(*batch)
+        return model
+
+    nan = fault_cases.with_first(np.nan, fault_cases.classified)
+    model, expected = trained([nan, nan]), trained([])
+    assert model.optimizer.counts()["skipped"] > 0
+    for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    counted = ("iteration", "skipped_steps", "failed_steps", "culprit")
+    for ours, theirs in zip(model.optimizer.variables, expected.optimizer.variables, strict=True):
+        if ours.name not in counted:
+            np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)

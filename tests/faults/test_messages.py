@@ -9,11 +9,13 @@ import keras
 import models
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 from steps import attached, train
 
 import tfkfac
 from tfkfac.blocks.block import Kept
+from tfkfac.blocks.rows import RowsByExample
 
 
 def test_another_backend_is_refused() -> None:
@@ -118,6 +120,68 @@ def test_loops_of_ones_own_ask() -> None:
         model.optimizer.raise_if_failing()
     train(model, 1)
     model.optimizer.raise_if_failing()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Breaks(keras.optimizers.schedules.LearningRateSchedule):
+    """A number in the first steps, then none."""
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.cast(step, tf.int64) < 2, 0.1, np.nan)
+
+    def get_config(self) -> dict[str, object]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("learning_rate", "steps were skipped.*schedules, whose numbers must be finite"),
+        ("momentum", "steps were skipped.*schedules"),
+        ("kl_clip", "steps were skipped.*schedules"),
+        ("damping", "inverse of layer 'hidden' could not be had"),
+        ("factor_decay", "statistics of layer 'hidden' could not be had"),
+    ],
+)
+def test_a_schedule_that_is_no_number_is_told(name: str, words: str) -> None:
+    model = attached(
+        models.kfac(max_consecutive_failures=3, inverse_update_every=1, **{name: Breaks()})
+    )
+    train(model, 6)
+    variables = [*model.variables, *model.optimizer.variables]
+    assert all(np.isfinite(variable.numpy()).all() for variable in variables)
+    with pytest.raises(FloatingPointError, match=words):
+        model.optimizer.raise_if_failing()
+
+
+def test_nothing_is_counted_before_training() -> None:
+    assert set(attached(models.kfac()).optimizer.counts().values()) == {0.0}
+
+
+def test_a_layer_outside_of_what_is_recorded() -> None:
+    model = attached(models.kfac())
+    hidden, logits = model.layers
+    x, y = models.vectors()
+    with tf.GradientTape() as tape:
+        seen = hidden(x)
+        with model.optimizer.record() as record:
+            loss = record.loss(models.crossentropy(), y, logits(seen))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    with pytest.raises(ValueError, match=r"'hidden' was not seen in the forward pass.*skip="):
+        model.optimizer.apply(gradients, model.trainable_variables)
+
+
+class NoRows(tfkfac.blocks.DenseBlock):
+    """A family of layers whose author has left something out."""
+
+    input_rows = RowsByExample.input_rows
+
+
+def test_a_block_that_lacks_what_ekfac_needs() -> None:
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    with pytest.raises(NotImplementedError, match="NoRows has no rows of its inputs"):
+        NoRows(layer, layer.kernel, layer.bias).input_rows(tf.zeros([1, 3]))
 
 
 def test_a_gradient_that_bursts_is_left_out_until_it_stays() -> None:

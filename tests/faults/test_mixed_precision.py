@@ -54,14 +54,13 @@ def test_half_precision_trains_as_well(half: str, policy: Callable[[str], None])
     assert mixed.mean() < np.log(0.3)
 
 
-@pytest.mark.parametrize("scale", [2.0, 2.0**12])
-def test_curvature_does_not_see_the_scale_of_the_loss(scale: float) -> None:
+def test_curvature_does_not_see_the_scale_of_the_loss() -> None:
     def trained(scaled: bool) -> tfkfac.KFAC:
         keras.utils.set_random_seed(0)
         model, inner = models.sequential(), models.kfac()
-        scaling = keras.optimizers.LossScaleOptimizer(inner, initial_scale=scale)
-        model.compile(scaling if scaled else inner, models.crossentropy())
-        model.fit(*models.vectors(), epochs=4, shuffle=False, verbose=0)
+        scaling = keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**12)
+        model.compile(scaling if scaled else inner, models.crossentropy(), run_eagerly=True)
+        model.fit(*models.vectors(), epochs=3, shuffle=False, verbose=0)
         return inner
 
     plain, scaled = trained(False), trained(True)
@@ -78,7 +77,7 @@ def test_files_have_everything_once(
     for name in ("float32", *HALVES):
         policy(name)
         model = keras.Sequential([keras.Input((200,)), keras.layers.Dense(150)])
-        model.compile(tfkfac.KFAC(), "mse")
+        model.compile(tfkfac.KFAC(), "mse", run_eagerly=True)
         model.fit(np.ones([4, 200]), np.ones([4, 150]), verbose=0)
         (model.save if kind == "model.keras" else model.save_weights)(tmp_path / kind)
         sizes[name] = (tmp_path / kind).stat().st_size
@@ -95,7 +94,7 @@ def test_half_precision_goes_on_from_a_file(
     def made() -> keras.Model:
         keras.utils.set_random_seed(0)
         model = models.sequential()
-        model.compile(models.kfac(), models.crossentropy())
+        model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
         return model
 
     def fit(model: keras.Model) -> keras.Model:
@@ -121,7 +120,7 @@ def test_half_precision_goes_on_from_a_file(
 def test_a_file_with_another_scaling_is_refused(policy: Callable[[str], None]) -> None:
     policy("mixed_float16")
     model = models.sequential()
-    model.compile(models.kfac(), models.crossentropy())
+    model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
     model.fit(*models.vectors(), verbose=0)
     store: dict[str, np.ndarray] = {}
     model.optimizer.save_own_variables(store)
@@ -142,7 +141,7 @@ def test_a_file_of_another_policy_says_so(
 ) -> None:
     policy(written)
     model = models.sequential()
-    model.compile(models.kfac(), models.crossentropy())
+    model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
     model.fit(*models.vectors(), verbose=0)
     model.save(tmp_path / "model.keras")
     policy(read)
@@ -157,7 +156,8 @@ def test_overflows_in_a_row_are_told(policy: Callable[[str], None]) -> None:
     """What the scale cannot mend is not skipped for ever."""
     policy("mixed_float16")
     model = models.sequential()
-    model.compile(models.kfac(max_consecutive_failures=5), models.crossentropy())
+    optimizer = models.kfac(max_consecutive_failures=5)
+    model.compile(optimizer, models.crossentropy(), run_eagerly=True)
     x, y = models.vectors()
     with pytest.raises(FloatingPointError, match=r"last 6 steps were skipped.*hidden.*float16"):
         model.fit(x * np.nan, y, epochs=9, batch_size=8, steps_per_epoch=2, verbose=0)

@@ -135,7 +135,7 @@ class Subclassed(keras.Model):
     @classmethod
     def fitted(cls) -> keras.Model:
         model = cls()
-        model.compile(models.kfac(), models.crossentropy())
+        model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
         model.fit(*models.vectors(), verbose=0)
         return model
 
@@ -148,6 +148,50 @@ def test_a_subclassed_model_is_read_and_goes_on(tmp_path: pathlib.Path) -> None:
         each.fit(*models.vectors(), epochs=2, shuffle=False, verbose=0)
     for ours, expected in zip(again.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_model_that_was_saved_before_training_begins_alike(
+    policy: str, tmp_path: pathlib.Path
+) -> None:
+    """Its dropout too."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = models.sequential()
+        model.add(keras.layers.Dropout(0.5))
+        model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        for each in (model, again):
+            each.fit(*models.vectors(), shuffle=False, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for ours, expected in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_subclassed_model_that_was_saved_before_it_had_weights(tmp_path: pathlib.Path) -> None:
+    model = Subclassed()
+    model.compile(models.kfac(), models.crossentropy(), run_eagerly=True)
+    store: dict[str, np.ndarray] = {}
+    model.optimizer.save_own_variables(store)
+    assert set(store) == {"format"}
+    model.fit(*models.vectors(), verbose=0)
+    model.optimizer.load_own_variables(store)
+    assert model.optimizer.counts()["updates"] == 1
+
+
+def test_weights_without_an_optimizer_are_read_before_compile(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.weights.h5"
+    models.sequential().save_weights(path)
+    model = models.sequential()
+    model.compile(models.kfac(), models.crossentropy())
+    with pytest.raises(ValueError, match=r"no state of an optimizer.*before the model is compiled"):
+        model.load_weights(path)
+    model = models.sequential()
+    model.load_weights(path)
+    fitted = attached(models.kfac(), lambda: model)
+    train(fitted, 1)
 
 
 def test_weights_of_layers_that_are_not_built_say_what_to_do(tmp_path: pathlib.Path) -> None:

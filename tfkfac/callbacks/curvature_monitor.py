@@ -68,13 +68,14 @@ class CurvatureMonitor(keras.callbacks.Callback):
         """Asks KFAC to take the time; a training step that was made without is made anew."""
         del logs
         if self._optimizer.take_time():
-            self.model.make_train_function(force=True)
-        self._before = self._counts()
+            self.model.train_function = None
+            self.model.make_train_function()
+        self._before = self._optimizer.counts()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Begins to count."""
         del epoch, logs
-        self._before = self._counts()
+        self._before = self._optimizer.counts()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes into the logs."""
@@ -126,14 +127,10 @@ class CurvatureMonitor(keras.callbacks.Callback):
     def _optimizer(self) -> Any:
         return kfac_of(self.model, type(self).__name__)
 
-    def _counts(self) -> dict[str, float]:
-        optimizer = self._optimizer
-        return optimizer.counts() if optimizer.built else {}
-
     def _state(self) -> dict[str, float]:
         optimizer = self._optimizer
         counts = optimizer.counts()
-        done = {key: value - self._before.get(key, 0.0) for key, value in counts.items()}
+        done = {key: value - self._before[key] for key, value in counts.items()}
         steps = max(1.0, done["updates"])
         return {
             "damping": _number(optimizer.damping),
