@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -53,30 +55,57 @@ class Trace:
     Attributes:
         losses: Of every update.
         seconds: Of every update; the first one traces and compiles.
-        blocks: Round → mean seconds of a step.
+        rounds: Round → how many updates were made before it and after it.
         megabytes: Peak memory of its process after the rounds.
         error: Why it stopped, a line; None if it did not.
     """
 
     losses: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
-    blocks: dict[int, float] = dataclasses.field(default_factory=dict)
+    rounds: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
     megabytes: float = 0.0
     error: str | None = None
 
     @property
+    def steps(self) -> list[float]:
+        """Seconds of every update without compilation.
+
+        The first one, and others that took more than `COMPILES` times the median, are given the
+        median: kfac-jax compiles a second function when it first adapts the damping.
+        """
+        if len(self.seconds) < 2:
+            return [0.0] * len(self.seconds)
+        median = statistics.median(self.seconds[1:])
+        rest = [median if s > COMPILES * median else s for s in self.seconds[1:]]
+        return [median, *rest]
+
+    @property
+    def compilation(self) -> float:
+        """Seconds of compilation in other updates than the first."""
+        return sum(self.seconds[1:]) - sum(self.steps[1:])
+
+    @property
     def clock(self) -> list[float]:
-        """Seconds until the end of every update, where the first counts as long as the second."""
-        total, times = 0.0, []
-        for second in self.seconds[1:2] + self.seconds[1:]:
-            total += second
-            times.append(total)
-        return times or [0.0] * len(self.seconds)
+        """Seconds until the end of every update, without compilation."""
+        return list(itertools.accumulate(self.steps))
 
     @property
     def spent(self) -> float:
-        """Seconds in steps without the first."""
-        return sum(self.seconds[1:])
+        """Seconds in updates, without compilation."""
+        return sum(self.steps)
+
+    @property
+    def blocks(self) -> dict[int, float]:
+        """Round → mean seconds of its updates, without compilation."""
+        steps = self.steps
+        return {
+            number: statistics.mean(steps[before:after])
+            for number, (before, after) in self.rounds.items()
+        }
+
+
+COMPILES = 10.0
+"""An update that takes as many times the median compiles."""
 
 
 def alternate(
@@ -99,58 +128,69 @@ def alternate(
     Returns:
         What they did, and the seconds which all had that did not fail.
     """
-    traces = {name: Trace() for name in workers}
-
-    def block(name: str, count: int, seconds: float) -> list[float]:
-        trace = traces[name]
-        if trace.error is not None:
-            return []
-        try:
-            told = workers[name].ask(do="steps", count=count, seconds=seconds)
-        except WorkerError as error:
-            trace.error = str(error)
-            return []
-        trace.losses += told["losses"]
-        trace.seconds += told["seconds"]
-        return told["seconds"]
-
-    for name in workers:
-        block(name, 1, plan.limit)
+    turns = {name: _Turns(worker) for name, worker in workers.items()}
+    traces = {name: each.trace for name, each in turns.items()}
+    for each in turns.values():
+        each.block(1, plan.limit)
     for number in range(plan.rounds):
-        for name in reversed(traces) if number % 2 else traces:
-            left = plan.limit - traces[name].spent
-            made = block(name, plan.steps, min(left, plan.limit / 10)) if left > 0 else []
-            if made:
-                traces[name].blocks[number] = sum(made) / len(made)
+        for name in reversed(turns) if number % 2 else turns:
+            before = len(traces[name].seconds)
+            turns[name].block(plan.steps, min(plan.limit / 10, plan.limit - traces[name].spent))
+            after = len(traces[name].seconds)
+            if after > before:
+                traces[name].rounds[number] = (before, after)
             advance(name)
-    for name, trace in traces.items():
-        _note_memory(workers[name], trace)
-    return traces, _even_out(traces, plan, timekeepers, block)
-
-
-def _note_memory(worker: Asked, trace: Trace) -> None:
-    if trace.error is None:
-        try:
-            trace.megabytes = worker.ask(do="memory")["megabytes"]
-        except WorkerError as error:
-            trace.error = str(error)
-
-
-def _even_out(
-    traces: Mapping[str, Trace],
-    plan: Plan,
-    timekeepers: Sequence[str],
-    block: Callable[[str, int, float], list[float]],
-) -> float:
-    """Updates until all have had the same time."""
-
-    def had(name: str) -> float:
-        return traces[name].clock[-1] if traces[name].clock else 0.0
-
+    for each in turns.values():
+        each.note_memory()
     sound = [name for name, trace in traces.items() if trace.error is None]
-    until = max(map(had, [name for name in sound if name in timekeepers] or sound), default=0.0)
-    left = sound
-    while left := [name for name in left if had(name) < until and traces[name].error is None]:
-        for name in left:
-            block(name, plan.steps, until - had(name))
-    return until
+    keepers = [name for name in sound if name in timekeepers] or sound
+    until = max((traces[name].spent for name in keepers), default=0.0)
+    while late := [each for each in turns.values() if each.goes_on(until)]:
+        for each in late:
+            each.block(plan.steps, until - each.trace.spent)
+    return traces, until
+
+
+class _Turns:
+    """The turns of one worker.
+
+    Args:
+        worker: That makes the updates.
+
+    Attributes:
+        trace: What it did.
+    """
+
+    def __init__(self, worker: Asked) -> None:
+        self._worker = worker
+        self.trace = Trace()
+
+    def goes_on(self, until: float) -> bool:
+        """Whether it can make updates and has had less time."""
+        return self.trace.error is None and self.trace.spent < until
+
+    def block(self, count: int, seconds: float) -> None:
+        """Makes updates.
+
+        Args:
+            count: So many.
+            seconds: Begins none after so long, without compilation.
+        """
+        trace = self.trace
+        end, until = len(trace.seconds) + count, trace.spent + seconds
+        while len(trace.seconds) < end and self.goes_on(until):
+            told = self._ask(do="steps", count=end - len(trace.seconds), seconds=seconds)
+            trace.losses += told.get("losses", [])
+            trace.seconds += told.get("seconds", [])
+
+    def note_memory(self) -> None:
+        """Asks for the peak."""
+        if self.trace.error is None:
+            self.trace.megabytes = self._ask(do="memory").get("megabytes", 0.0)
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        try:
+            return self._worker.ask(**request)
+        except WorkerError as error:
+            self.trace.error = str(error)
+            return {}

@@ -22,7 +22,7 @@ class Contender:
         worker: The module that trains.
         optimizer: As the worker knows it.
         sgd: Name of the SGD of the same framework, whose step is the unit of its steps.
-        against: Name of ours with the same schedule.
+        against: Name of ours to compare it with, that of the same schedule; None of an SGD.
         environment: In which it runs, see `benchmarks.peers.environments`; None is this one.
         automatic: Whether it finds learning rate, momentum and damping by itself.
         only_convolutions: Whether it differs from another contender in convolutions only.
@@ -68,16 +68,16 @@ CONTENDERS = {
         _keras("tfkfac fixed", **OURS, quick=True),
         _keras("tfkfac auto", **OURS, automatic=True),
         _keras("tfkfac default", **OURS | {"optimizer": "kfac-default"}),
-        _keras("SGD", quick=True),
+        _keras("SGD", against=None, quick=True),
         _keras("Adam"),
         _keras("AdamW"),
         _keras("Muon"),
-        _jax("JAX SGD", optimizer="SGD", quick=True),
+        _jax("JAX SGD", optimizer="SGD", against=None, quick=True),
         _jax("kfac-jax fixed", optimizer="kfac", **FIXED, quick=True),
         _jax("kfac-jax auto", optimizer="kfac", **AUTOMATIC),
         _jax("kfac-jax (im2col) fixed", **IM2COL, **FIXED),
         _jax("kfac-jax (im2col) auto", **IM2COL, **AUTOMATIC),
-        _torch("PyTorch SGD", optimizer="SGD", environment="pytorch", quick=True),
+        _torch("PyTorch SGD", optimizer="SGD", environment="pytorch", against=None, quick=True),
         _torch("kfac-pytorch fixed", optimizer="kfac", environment="kfac-pytorch", **FIXED),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import rich.table
 from rich.console import Console
 
@@ -64,10 +65,16 @@ def cells(name: str, runs: Sequence[Run]) -> list[str]:
         "–" if sgd is None else f"{sgd.median:.2f}",
         _ratio(ours) + (f" ({CONTENDERS[name].against})" if ours else ""),
         spread([run["megabytes"] for run in runs], ".0f", "–"),
-        spread([run["first_step"] for run in runs], ".1f", "–"),
+        _first([run["first_step"] for run in runs], [run["compilation"] for run in runs]),
         _losses([measurements.after_updates(run) for run in runs], runs),
         _losses([measurements.after_seconds(run) for run in runs], runs),
     ]
+
+
+def _first(first: Sequence[float], later: Sequence[float]) -> str:
+    """Seconds of the first step, and of compilation in later ones where there is some."""
+    more = float(np.median(later))
+    return spread(first, ".1f", "–") + (f" + {more:.1f} later" if more > 1.0 else "")
 
 
 def _ratio(ours: Spread | None) -> str:
