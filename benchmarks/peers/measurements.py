@@ -52,6 +52,10 @@ def measurement(
         until: Seconds that all of them had.
         smoothing: Updates over whose losses the mean is taken.
         versions: Of what it ran with.
+
+    Returns:
+        `seconds` are those of the updates in rounds; `blocks`, `sgd` and `ours` are mean seconds of
+        a step in those rounds, of the contender itself, of its framework's SGD and of ours.
     """
     trace, contender = traces[setting.contender], CONTENDERS[setting.contender]
     finite = list(itertools.takewhile(math.isfinite, trace.losses))
@@ -66,7 +70,7 @@ def measurement(
         "megabytes": round(trace.megabytes, 1),
         "updates": len(trace.losses),
         "until": round(until, 3),
-        "seconds": [round(second, 5) for second in trace.steps[1:]],
+        "seconds": [round(second, 5) for second in trace.steps[1 : setting.plan.updates]],
         "blocks": _side_by_side(trace, trace),
         "sgd": _side_by_side(trace, traces.get(contender.sgd)),
         "ours": _side_by_side(trace, traces.get(contender.against or "")),
@@ -115,13 +119,8 @@ def seconds_of_step(runs: Sequence[Run]) -> Spread | None:
     These are the last half of the rounds: before, ours updates factors and inverses more often than
     it does later.
     """
-    steps = [run["seconds"][len(_in_rounds(run)) // 2 : len(_in_rounds(run))] for run in runs]
+    steps = [run["seconds"][len(run["seconds"]) // 2 :] for run in runs]
     return _spread(itertools.chain.from_iterable(steps))
-
-
-def _in_rounds(run: Run) -> list[float]:
-    """Seconds of the steps in rounds, without what came to have had equal time."""
-    return run["seconds"][: run["plan"]["rounds"] * run["plan"]["steps"]]
 
 
 def to_sgd(runs: Sequence[Run]) -> Spread | None:

@@ -30,7 +30,8 @@ class TorchTrainer(Trainer):
         kfac = optimizer == "kfac"
         if kfac:
             self._preconditioner = _preconditioner(self._model, options)
-            self.versions["kfac-pytorch"] = metadata.version("kfac-pytorch")
+            (distribution,) = set(metadata.packages_distributions()["kfac"])
+            self.versions["kfac-pytorch"] = metadata.version(distribution)
         self._optimizer = torch.optim.SGD(
             self._model.parameters(),
             options["learning_rate"],
@@ -68,7 +69,7 @@ def _preconditioner(model: torch.nn.Module, options: Mapping[str, Any]) -> Any:
         factor_decay=options["factor_decay"],
         damping=options["damping"],
         lr=options["learning_rate"],
-        kl_clip=None,
+        kl_clip=lambda step: None,  # None itself is refused.
         compute_method="inverse",
     )
 
