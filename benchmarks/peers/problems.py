@@ -51,7 +51,7 @@ PROBLEMS = {
             "autoencoder",
             zoo.PROBLEMS["mnist-autoencoder"],
             {"SGD": 3e-3, "Adam": 1e-3, "AdamW": 1e-3, "Muon": 1e-2},
-            {"learning_rate": 0.3, "momentum": 0.9, "damping": 10.0},
+            {"learning_rate": 0.05, "momentum": 0.9, "damping": 10.0},
         ),
         Problem(
             "convnet",
