@@ -20,7 +20,7 @@ import rich.progress
 
 from benchmarks.peers import report
 from benchmarks.peers.alternation import Plan
-from benchmarks.peers.contenders import PEERS, contenders_of
+from benchmarks.peers.contenders import CONTENDERS, PEERS, contenders_of
 from benchmarks.peers.measurements import Setting
 from benchmarks.peers.plot import plot
 from benchmarks.peers.problems import PROBLEMS
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for problem in chosen.problems
             for seed in range(chosen.seeds)
             for contender in contenders_of(PROBLEMS[problem], chosen.peers, quick=chosen.quick)
+            if contender in chosen.contenders
         ]
         results = Results(chosen.output.with_suffix(".json"))
         wanted = missing(settings, results)
@@ -122,6 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=pathlib.Path, default=pathlib.Path("peers"), help="without a suffix")
     add("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="NAME")
     add("--peers", nargs="+", default=list(PEERS), choices=PEERS, help="default: all")
+    add(
+        "--contenders",
+        nargs="+",
+        default=list(CONTENDERS),
+        choices=CONTENDERS,
+        metavar="NAME",
+        help='only these of the peers\' optimizers, e.g. "kfac-jax auto", beside which those run '
+        "that they are compared with",
+    )
     add("--seeds", type=int, default=1, help="of weights and batches, one alternation each")
     add("--rounds", type=int, default=20, help="blocks of each contender; the last half counts")
     add("--steps", type=int, default=10, help="steps of a block")

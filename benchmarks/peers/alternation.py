@@ -116,7 +116,8 @@ def alternate(
 ) -> tuple[dict[str, Trace], float]:
     """The first update of every worker, the rounds, and more updates of those that had less time.
 
-    Every other round goes backwards, so that nobody always follows the same one.
+    Every other round goes backwards, so that nobody always follows the same one. Interrupted by the
+    keyboard after the rounds, it ends at once, with less time for all.
 
     Args:
         workers: Name → built worker.
@@ -145,9 +146,12 @@ def alternate(
     sound = [name for name, trace in traces.items() if trace.error is None]
     keepers = [name for name in sound if name in timekeepers] or sound
     until = max((traces[name].spent for name in keepers), default=0.0)
-    while late := [each for each in turns.values() if each.goes_on(until)]:
-        for each in late:
-            each.block(plan.steps, until - each.trace.spent)
+    try:
+        while late := [each for each in turns.values() if each.goes_on(until)]:
+            for each in late:
+                each.block(plan.steps, until - each.trace.spent)
+    except KeyboardInterrupt:  # What was measured is worth more than equal time.
+        until = min(traces[name].spent for name in sound)
     return traces, until
 
 

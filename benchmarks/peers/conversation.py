@@ -50,6 +50,7 @@ class Worker:
             text=True,
             cwd=ROOT,
             env=os.environ | settings,
+            start_new_session=True,  # An interrupt from the keyboard is for the parent.
         )
 
     def send(self, **request: Any) -> None:
