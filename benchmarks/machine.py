@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import platform
-import resource
 import subprocess
 import time
 from importlib import metadata
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from benchmarks.memory import peak_megabytes as peak_megabytes
 
 
 def matmul_rate(size: int = 1000, repeats: int = 15) -> float:
@@ -31,18 +32,6 @@ def matmul_rate(size: int = 1000, repeats: int = 15) -> float:
         product().numpy()
         seconds.append(time.perf_counter() - start)
     return 2.0 * size**3 / float(np.min(seconds))
-
-
-def peak_megabytes() -> float:
-    """Peak memory of this process so far.
-
-    Linux' own count is of this program alone; ``getrusage`` would begin with what the parent held.
-    """
-    status = pathlib.Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return float(peak.split()[1]) / 1024
 
 
 class OtherWork:

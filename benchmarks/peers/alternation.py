@@ -1,0 +1,200 @@
+"""Blocks of steps, one worker after the other: what disturbs the machine disturbs all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from benchmarks.peers.conversation import WorkerError
+
+
+class Asked(Protocol):
+    """A worker, see `benchmarks.peers.conversation.Worker`."""
+
+    def ask(self, **request: Any) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long it takes.
+
+    Attributes:
+        rounds: Each has a block of every worker.
+        steps: Of a block.
+        limit: Seconds in steps after which a worker takes part in no more rounds. A block ends
+            after a tenth of it, so that a very slow worker still has a few rounds.
+
+    Raises:
+        ValueError: One of them is not positive.
+    """
+
+    rounds: int = 20
+    steps: int = 10
+    limit: float = 120.0
+
+    def __post_init__(self) -> None:
+        """Checks."""
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"Argument `{name}` must be positive, got {value!r}.")
+
+    @property
+    def updates(self) -> int:
+        """Of a worker that reaches no limit: the first, and those of the rounds."""
+        return 1 + self.rounds * self.steps
+
+
+@dataclasses.dataclass
+class Trace:
+    """What a worker did.
+
+    Attributes:
+        losses: Of every update.
+        seconds: Of every update; the first one traces and compiles.
+        rounds: Round → how many updates were made before it and after it.
+        megabytes: Peak memory of its process after the rounds.
+        error: Why it stopped, a line; None if it did not.
+    """
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    rounds: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    megabytes: float = 0.0
+    error: str | None = None
+
+    @property
+    def steps(self) -> list[float]:
+        """Seconds of every update without compilation.
+
+        The first one, and others that took more than `COMPILES` times the median, are given the
+        median: kfac-jax compiles a second function when it first adapts the damping.
+        """
+        if len(self.seconds) < 2:
+            return [0.0] * len(self.seconds)
+        median = statistics.median(self.seconds[1:])
+        rest = [median if s > COMPILES * median else s for s in self.seconds[1:]]
+        return [median, *rest]
+
+    @property
+    def compilation(self) -> float:
+        """Seconds of compilation in other updates than the first."""
+        return sum(self.seconds[1:]) - sum(self.steps[1:])
+
+    @property
+    def clock(self) -> list[float]:
+        """Seconds until the end of every update, without compilation."""
+        return list(itertools.accumulate(self.steps))
+
+    @property
+    def spent(self) -> float:
+        """Seconds in updates, without compilation."""
+        return sum(self.steps)
+
+    @property
+    def blocks(self) -> dict[int, float]:
+        """Round → mean seconds of its updates, without compilation."""
+        steps = self.steps
+        return {
+            number: statistics.mean(steps[before:after])
+            for number, (before, after) in self.rounds.items()
+        }
+
+
+COMPILES = 10.0
+"""An update that takes as many times the median compiles."""
+
+
+def alternate(
+    workers: Mapping[str, Asked],
+    plan: Plan,
+    timekeepers: Sequence[str] = (),
+    advance: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[str, Trace], float]:
+    """The first update of every worker, the rounds, and more updates of those that had less time.
+
+    Every other round goes backwards, so that nobody always follows the same one. Interrupted by the
+    keyboard after the rounds, it ends at once, with less time for all.
+
+    Args:
+        workers: Name → built worker.
+        plan: How long it takes.
+        timekeepers: Those of whose time all others get as much, the slowest of them; all, if none
+            is there.
+        advance: Is told, with a name, of every block of the rounds.
+
+    Returns:
+        What they did, and the seconds which all had that did not fail.
+    """
+    turns = {name: _Turns(worker) for name, worker in workers.items()}
+    traces = {name: each.trace for name, each in turns.items()}
+    for each in turns.values():
+        each.block(1, plan.limit)
+    for number in range(plan.rounds):
+        for name in reversed(turns) if number % 2 else turns:
+            before = len(traces[name].seconds)
+            turns[name].block(plan.steps, min(plan.limit / 10, plan.limit - traces[name].spent))
+            after = len(traces[name].seconds)
+            if after > before:
+                traces[name].rounds[number] = (before, after)
+            advance(name)
+    for each in turns.values():
+        each.note_memory()
+    sound = [name for name, trace in traces.items() if trace.error is None]
+    keepers = [name for name in sound if name in timekeepers] or sound
+    until = max((traces[name].spent for name in keepers), default=0.0)
+    try:
+        while late := [each for each in turns.values() if each.goes_on(until)]:
+            for each in late:
+                each.block(plan.steps, until - each.trace.spent)
+    except KeyboardInterrupt:  # What was measured is worth more than equal time.
+        until = min(traces[name].spent for name in sound)
+    return traces, until
+
+
+class _Turns:
+    """The turns of one worker.
+
+    Args:
+        worker: That makes the updates.
+
+    Attributes:
+        trace: What it did.
+    """
+
+    def __init__(self, worker: Asked) -> None:
+        self._worker = worker
+        self.trace = Trace()
+
+    def goes_on(self, until: float) -> bool:
+        """Whether it can make updates and has had less time."""
+        return self.trace.error is None and self.trace.spent < until
+
+    def block(self, count: int, seconds: float) -> None:
+        """Makes updates.
+
+        Args:
+            count: So many.
+            seconds: Begins none after so long, without compilation.
+        """
+        trace = self.trace
+        end, until = len(trace.seconds) + count, trace.spent + seconds
+        while len(trace.seconds) < end and self.goes_on(until):
+            told = self._ask(do="steps", count=end - len(trace.seconds), seconds=seconds)
+            trace.losses += told.get("losses", [])
+            trace.seconds += told.get("seconds", [])
+
+    def note_memory(self) -> None:
+        """Asks for the peak."""
+        if self.trace.error is None:
+            self.trace.megabytes = self._ask(do="memory").get("megabytes", 0.0)
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        try:
+            return self._worker.ask(**request)
+        except WorkerError as error:
+            self.trace.error = str(error)
+            return {}

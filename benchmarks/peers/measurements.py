@@ -1,0 +1,162 @@
+"""What was measured of a contender, as it goes into the file, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.alternation import Plan, Trace
+from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.zoo.curves import rounded, smoothed, thinned
+from benchmarks.zoo.results import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a measurement depends on.
+
+    Attributes:
+        problem: Its name.
+        contender: Its name.
+        seed: Of weights and batches.
+        plan: How long it took.
+    """
+
+    problem: str
+    contender: str
+    seed: int
+    plan: Plan
+
+    def in_file(self) -> dict[str, Any]:
+        """As in the file."""
+        return dataclasses.asdict(self)
+
+
+def measurement(
+    setting: Setting,
+    traces: Mapping[str, Trace],
+    until: float,
+    smoothing: int,
+    versions: Mapping[str, str],
+) -> Run:
+    """What goes into the file: JSON, with nothing that is not finite.
+
+    Args:
+        setting: Of this contender.
+        traces: Of all contenders of the alternation.
+        until: Seconds that all of them had.
+        smoothing: Updates over whose losses the mean is taken.
+        versions: Of what it ran with.
+
+    Returns:
+        `seconds` are those of the updates in rounds; `blocks`, `sgd` and `ours` are mean seconds of
+        a step in those rounds, of the contender itself, of its framework's SGD and of ours.
+    """
+    trace, contender = traces[setting.contender], CONTENDERS[setting.contender]
+    finite = list(itertools.takewhile(math.isfinite, trace.losses))
+    kept = thinned(len(finite))
+    means, clock = smoothed(finite, smoothing), trace.clock
+    return setting.in_file() | {
+        "versions": dict(versions),
+        "error": trace.error,
+        "diverged": len(finite) < len(trace.losses),
+        "first_step": round(trace.seconds[0], 3) if trace.seconds else None,
+        "compilation": round(trace.compilation, 3),
+        "megabytes": round(trace.megabytes, 1),
+        "updates": len(trace.losses),
+        "until": round(until, 3),
+        "seconds": [round(second, 5) for second in trace.steps[1 : setting.plan.updates]],
+        "blocks": _side_by_side(trace, trace),
+        "sgd": _side_by_side(trace, traces.get(contender.sgd)),
+        "ours": _side_by_side(trace, traces.get(contender.against or "")),
+        "curve": {
+            "updates": [int(i) + 1 for i in kept],
+            "losses": [rounded(means[i]) for i in kept],
+            "seconds": [round(clock[i], 4) for i in kept],
+        },
+    }
+
+
+def _side_by_side(trace: Trace, other: Trace | None) -> list[float | None]:
+    """Mean seconds of a step of another one, in the rounds that a contender took part in."""
+    blocks = {} if other is None else other.blocks
+    return [rounded(blocks[i]) if i in blocks else None for i in trace.blocks]
+
+
+def unavailable(setting: Setting, reason: str) -> Run:
+    """What goes into the file of a contender that never began."""
+    return measurement(setting, {setting.contender: Trace(error=reason)}, 0.0, 1, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Some numbers.
+
+    Attributes:
+        values: At least one.
+    """
+
+    values: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        """The middle."""
+        return float(np.median(self.values))
+
+    def quantile(self, share: float) -> float:
+        """The number that this share of them is below."""
+        return float(np.quantile(self.values, share))
+
+
+def seconds_of_step(runs: Sequence[Run]) -> Spread | None:
+    """Seconds of every step in the rounds that count, of all seeds; None if there are none.
+
+    These are the last half of the rounds: before, ours updates factors and inverses more often than
+    it does later.
+    """
+    steps = [run["seconds"][len(run["seconds"]) // 2 :] for run in runs]
+    return _spread(itertools.chain.from_iterable(steps))
+
+
+def to_sgd(runs: Sequence[Run]) -> Spread | None:
+    """Its step over the SGD step of its framework, round by round."""
+    return _spread(itertools.chain.from_iterable(_ratios(r["blocks"], r["sgd"]) for r in runs))
+
+
+def ours_to_it(runs: Sequence[Run]) -> Spread | None:
+    """Our step over its step, round by round."""
+    return _spread(itertools.chain.from_iterable(_ratios(r["ours"], r["blocks"]) for r in runs))
+
+
+def _ratios(above: Sequence[float | None], below: Sequence[float | None]) -> list[float]:
+    """Of the rounds that count in which both took part."""
+    counted = list(zip(above, below, strict=True))[len(above) // 2 :]
+    return [a / b for a, b in counted if a is not None and b is not None]
+
+
+def after_updates(run: Run) -> float | None:
+    """The smoothed loss after the updates of all rounds; None if it made fewer, or diverged."""
+    plan = Plan(**run["plan"])
+    return _loss_at(run, "updates", plan.updates)
+
+
+def after_seconds(run: Run) -> float | None:
+    """The smoothed loss after the seconds that all had; None if it diverged before."""
+    return _loss_at(run, "seconds", run["until"])
+
+
+def _loss_at(run: Run, key: str, value: float) -> float | None:
+    curve = run["curve"]
+    if not curve[key] or curve[key][-1] < value:
+        return None
+    return float(np.interp(value, curve[key], curve["losses"]))
+
+
+def _spread(values: Any) -> Spread | None:
+    found = list(values)
+    return Spread(found) if found else None

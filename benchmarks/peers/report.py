@@ -1,0 +1,142 @@
+"""The tables of the peers, on a terminal and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import rich.table
+from rich.console import Console
+
+from benchmarks.peers import measurements
+from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.peers.measurements import Spread
+from benchmarks.peers.problems import PROBLEMS
+from benchmarks.zoo.report import spread
+from benchmarks.zoo.results import Run
+
+HEADINGS = (
+    "optimizer",
+    "step, s (quartiles)",
+    "÷ SGD of its own",
+    "ours ÷ it (min … max)",
+    "peak MB",
+    "first step, s",
+)
+
+
+def grouped(runs: Sequence[Run], problem: str) -> dict[str, list[Run]]:
+    """Contender → its runs on a problem, one a seed, in the usual order.
+
+    Where there are runs of several plans, those of the longest count.
+    """
+    here = [run for run in runs if run["problem"] == problem]
+    found = {}
+    for name in CONTENDERS:
+        own = [run for run in here if run["contender"] == name]
+        if own:
+            longest = max((run["plan"] for run in own), key=lambda plan: plan["rounds"])
+            found[name] = [run for run in own if run["plan"] == longest]
+    return found
+
+
+def headings(runs: dict[str, list[Run]]) -> list[str]:
+    """Of the columns; the last two tell where the curves are read."""
+    every = [run for own in runs.values() for run in own]
+    updates = max(1 + run["plan"]["rounds"] * run["plan"]["steps"] for run in every)
+    seconds = max(run["until"] for run in every)
+    return [*HEADINGS, f"loss after {updates} updates", f"loss after {seconds:.0f} s"]
+
+
+def cells(name: str, runs: Sequence[Run]) -> list[str]:
+    """A line of the table, of one contender on one problem."""
+    error = next((run["error"] for run in runs if run["error"]), None)
+    if error is not None and not runs[0]["seconds"]:
+        return [name, f"cannot: {error}"]
+    steps = measurements.seconds_of_step(runs)
+    middle = "–"
+    if steps is not None:
+        low, high = steps.quantile(0.25), steps.quantile(0.75)
+        middle = f"{steps.median:.4f} ({low:.4f} … {high:.4f})"
+    sgd, ours = measurements.to_sgd(runs), measurements.ours_to_it(runs)
+    return [
+        name if error is None else f"{name} (stopped: {error})",
+        middle,
+        "–" if sgd is None else f"{sgd.median:.2f}",
+        _ratio(ours) + (f" ({CONTENDERS[name].against})" if ours else ""),
+        spread([run["megabytes"] for run in runs], ".0f", "–"),
+        _first([run["first_step"] for run in runs], [run["compilation"] for run in runs]),
+        _losses([measurements.after_updates(run) for run in runs], runs),
+        _losses([measurements.after_seconds(run) for run in runs], runs),
+    ]
+
+
+def _first(first: Sequence[float], later: Sequence[float]) -> str:
+    """Seconds of the first step, and of compilation in later ones where there is some."""
+    more = float(np.median(later))
+    return spread(first, ".1f", "–") + (f" + {more:.1f} later" if more > 1.0 else "")
+
+
+def _ratio(ours: Spread | None) -> str:
+    if ours is None:
+        return "–"
+    return f"{ours.median:.2f} ({min(ours.values):.2f} … {max(ours.values):.2f})"
+
+
+def _losses(found: Sequence[float | None], runs: Sequence[Run]) -> str:
+    known = [loss for loss in found if loss is not None]
+    if known:
+        return spread(known, ".4g", "–")
+    if any(run["diverged"] for run in runs):
+        return "diverged"
+    return f"– ({max(run['updates'] for run in runs)} updates made)"
+
+
+def versions(runs: dict[str, list[Run]]) -> str:
+    """Of everything that took part."""
+    found: dict[str, str] = {}
+    for own in runs.values():
+        for run in own:
+            found |= run["versions"]
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """A section a problem."""
+    parts = []
+    for problem in PROBLEMS.values():
+        here = grouped(runs, problem.name)
+        if not here:
+            continue
+        titles = headings(here)
+        lines = [f"| {' | '.join(titles)} |", "|---" + "|--:" * (len(titles) - 1) + "|"]
+        for name, own in here.items():
+            row = cells(name, own)
+            row += [""] * (len(titles) - len(row))
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
+        table = "\n".join(lines)
+        size = problem.training.batch_size
+        parts.append(f"## {problem.name}\n\nBatch {size}. {versions(here)}.\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def show(runs: Sequence[Run], console: Console | None = None) -> None:
+    """Prints a table a problem.
+
+    Args:
+        runs: All in the file.
+        console: Where to.
+    """
+    console = console or Console(width=170)
+    for problem in PROBLEMS.values():
+        here = grouped(runs, problem.name)
+        if not here:
+            continue
+        title = f"{problem.name}, batch {problem.training.batch_size}; {versions(here)}"
+        table = rich.table.Table(title=title)
+        for number, heading in enumerate(headings(here)):
+            table.add_column(heading, justify="right" if number else "left")
+        for name, own in here.items():
+            row = cells(name, own)
+            table.add_row(*row)
+        console.print(table)
