@@ -246,7 +246,13 @@ def trained(**arguments: Any) -> list[np.ndarray]:
     return model.get_weights()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"jit_compile": True}], ids=["graph", "jit_compile"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({}, id="graph"),
+        pytest.param({"jit_compile": True}, id="jit_compile", marks=pytest.mark.slow),
+    ],
+)
 def test_update_does_not_depend_on_how_a_batch_is_presented(arguments: dict[str, Any]) -> None:
     before = everything()[0].get_weights()
     pairs = zip(trained(**arguments), trained(run_eagerly=True), before, strict=True)

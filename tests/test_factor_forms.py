@@ -65,7 +65,7 @@ def _model() -> keras.Model:
     )
 
 
-@pytest.mark.parametrize("method", ["cholesky", "eigen"])
+@pytest.mark.parametrize("method", ["cholesky", pytest.param("eigen", marks=pytest.mark.slow)])
 def test_large_factors_keep_their_diagonal(method: str) -> None:
     """The statistics are the diagonals of the dense ones, the preconditioner their inverse."""
     rng = np.random.default_rng(0)

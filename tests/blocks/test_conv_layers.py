@@ -302,6 +302,7 @@ def test_frozen_half_of_a_separable_convolution_has_no_block(kind: type, frozen:
     assert block.variables[0] is other[frozen]
 
 
+@pytest.mark.slow
 def test_convolutions_train_alike_in_every_mode() -> None:
     """All in one network; the loss falls, and every mode gives the same losses."""
     rng = np.random.default_rng(0)

@@ -102,7 +102,12 @@ def _train(**arguments: Any) -> keras.Model:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"clipnorm": 0.1}, {"weight_decay": 0.01}, {"momentum": 0.0}]
+    "arguments",
+    [
+        {"clipnorm": 0.1, "weight_decay": 0.01},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"momentum": 0.0}, marks=pytest.mark.slow),
+    ],
 )
 def test_training_with_some_rows_is_training_with_all(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -232,7 +237,9 @@ def test_training_inverts_the_product_of_both_kinds() -> None:
 
 
 @needs_reversible
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_reversible_embedding_trains(tie_weights: bool, options: dict[str, Any]) -> None:
     model = _tied("both", tie_weights=tie_weights)

@@ -239,6 +239,7 @@ def dropout_of(cell: Any) -> dict[str, Any]:
     return dict(zip(("input_dropout", "recurrent_dropout"), of_gates, strict=True))
 
 
+@pytest.mark.slow
 def test_number_of_steps_need_not_be_known() -> None:
     """The statistics are those of the same layer with a known number, in a graph."""
     found = []
