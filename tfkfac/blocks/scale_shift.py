@@ -125,10 +125,24 @@ class ScaleShiftBlock(CurvatureBlock):
 
 
 def _solve(fisher: tf.Tensor, damping: tf.Tensor, vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Solves a damped system of one or two unknowns for every unit."""
+    """Solves a damped system of one or two unknowns for every unit.
+
+    Of a batch of one F_u is singular. What single precision has rounded in it may make the
+    determinant 0 or negative, and lead uphill, unless λ is larger (`FLOOR`).
+    """
     if len(vectors) == 1:
         return [vectors[0] / (fisher[:, 0, 0] + damping)]
-    first, second = vectors
+    dtype = fisher.dtype
+    fisher, damping, first, second = (
+        tf.cast(each, tf.float64) for each in (fisher, damping, *vectors)
+    )
+    if dtype != tf.float64:
+        damping = tf.maximum(damping, FLOOR * (fisher[:, 0, 0] + fisher[:, 1, 1]))
     a, b, c = fisher[:, 0, 0] + damping, fisher[:, 0, 1], fisher[:, 1, 1] + damping
     determinant = a * c - b * b
-    return [(c * first - b * second) / determinant, (a * second - b * first) / determinant]
+    solved = (c * first - b * second) / determinant, (a * second - b * first) / determinant
+    return [tf.cast(each, dtype) for each in solved]
+
+
+FLOOR = 1e-6
+"""Least λ in units of tr F_u, in single precision."""
