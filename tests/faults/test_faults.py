@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from faults import fault_cases
-from faults.fault_cases import FAULTS, KEPT, MODES, SKIPPED, TRAINS, Batch, Fault
+from faults.fault_cases import FAULTS, KEPT, MODES, SIZE, SKIPPED, TRAINS, Batch, Fault
 
 import tfkfac
 
@@ -126,3 +126,37 @@ def test_a_batch_that_is_left_out_leaves_no_trace(arguments: dict[str, object]) 
     for ours, theirs in zip(model.optimizer.variables, expected.optimizer.variables, strict=True):
         if ours.name not in counted:
             np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+
+
+def test_the_monitor_counts_what_went_wrong() -> None:
+    """By epochs: two batches that are left out, one whose statistics are, and then nothing."""
+    usual = fault_cases.classified()
+    nan, large = (fault_cases.with_first(bad, fault_cases.classified) for bad in (np.nan, 1e25))
+    model = fault_cases.perceptron()
+    optimizer = tfkfac.KFAC(seed=1, factor_update_every=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, run_eagerly=True)
+    monitor = tfkfac.callbacks.CurvatureMonitor()
+    for batches in ([usual, nan, nan], [usual, large, usual], [usual]):
+        x, y = (np.concatenate(part) for part in zip(*batches, strict=True))
+        model.fit(x, y, batch_size=SIZE, shuffle=False, verbose=0, callbacks=[monitor])
+    assert monitor.history["skipped"] == [2.0, 0.0, 0.0]
+    assert monitor.history["failures"][0] == 0.0 < monitor.history["failures"][1]
+    assert monitor.history["failures"][2] == 0.0
+    assert model.history.history["failures"] == [0.0]
+
+
+def test_a_scale_and_a_shift_that_one_example_has_seen() -> None:
+    """``(vvᵀ + λI)⁻¹v = v / (|v|² + λ)``, with a λ far below what rounds 1 in single precision."""
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.LayerNormalization(name="norm"), keras.layers.Dense(2)]
+    )
+    model.compile(tfkfac.KFAC(damping=1e-9, learning_rate=0.1), "mse", run_eagerly=True)
+    model.train_on_batch(np.ones([2, 64]), np.ones([2, 2]))
+    block = model.optimizer.layer_collection["norm"]
+    v = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+    block.update({"F": v[:, :, None] * v[:, None, :]}, decay=0.0, weight=1.0)
+    found = np.stack(block.precondition(list(v.T)), axis=1)
+    expected = v / np.square(v).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose((found * v).sum(axis=1), 1.0, rtol=0.2)
+    assert np.linalg.norm(found - expected) < 0.2 * np.linalg.norm(expected)

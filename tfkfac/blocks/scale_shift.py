@@ -138,11 +138,25 @@ def _sum_by_example(rows: tf.Tensor, batch: tf.Tensor, of_examples: bool | None)
 
 
 def _solve(fisher: tf.Tensor, damping: tf.Tensor, vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Solves a damped system of one or two unknowns for every unit."""
+    """Solves a damped system of one or two unknowns for every unit.
+
+    Of a batch of one F_u is singular. What single precision has rounded in it may make the
+    determinant 0 or negative, and lead uphill, unless λ is larger (`FLOOR`).
+    """
     if len(vectors) == 1:
         return [vectors[0] / (fisher[:, 0, 0] + damping)]
-    first, second = vectors
+    dtype = fisher.dtype
+    fisher, damping, first, second = (
+        tf.cast(each, tf.float64) for each in (fisher, damping, *vectors)
+    )
     a, b, _, c = tf.unstack(tf.reshape(fisher, [-1, 4]), axis=1)
+    if dtype != tf.float64:
+        damping = tf.maximum(damping, FLOOR * (a + c))
     a, c = a + damping, c + damping
     determinant = a * c - b * b
-    return [(c * first - b * second) / determinant, (a * second - b * first) / determinant]
+    solved = (c * first - b * second) / determinant, (a * second - b * first) / determinant
+    return [tf.cast(each, dtype) for each in solved]
+
+
+FLOOR = 1e-6
+"""Least λ in units of tr F_u, in single precision."""
