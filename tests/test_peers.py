@@ -362,7 +362,7 @@ def test_ratios_are_of_the_same_rounds_of_the_last_half() -> None:
         "kfac-jax fixed": trace(1.0, early=2.0),
     }
     jax = runs_of(traces)["kfac-jax fixed"]
-    assert measurements.seconds_of_step([jax]).values == [1.0] * 6
+    assert measurements.seconds_of_step([jax]).values == [1.0, 1.0]
     assert measurements.to_sgd([jax]).values == [4.0, 4.0]
     assert measurements.ours_to_it([jax]).values == [0.5, 0.5]
     ours = runs_of(traces)["tfkfac fixed"]
@@ -405,7 +405,7 @@ def some_runs() -> list[dict[str, Any]]:
 def test_tables_say_it_all(some_runs: list[dict[str, Any]], tmp_path: pathlib.Path) -> None:
     page = report.markdown(some_runs)
     lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line[:1] == "|"}
-    assert "| 4.00 | 0.50 (0.50 … 0.50) (tfkfac fixed) | 50 | 5.0 |" in lines["kfac-jax fixed"]
+    assert "| 4.00 | 0.50 (tfkfac fixed) | 50 | 5.0 |" in lines["kfac-jax fixed"]
     assert "| 2.00 | – | 50 | 5.0 | 0.07692 |" in lines["tfkfac fixed"]
     assert r"cannot: pip: no such \| thing" in lines["kfac-pytorch fixed"]
     widths = {line.replace(r"\|", "").count("|") for line in lines.values()}

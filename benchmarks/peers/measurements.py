@@ -108,19 +108,16 @@ class Spread:
         """The middle."""
         return float(np.median(self.values))
 
-    def quantile(self, share: float) -> float:
-        """The number that this share of them is below."""
-        return float(np.quantile(self.values, share))
-
 
 def seconds_of_step(runs: Sequence[Run]) -> Spread | None:
-    """Seconds of every step in the rounds that count, of all seeds; None if there are none.
+    """Mean seconds of a step, round by round, in the rounds that count; None if there are none.
 
     These are the last half of the rounds: before, ours updates factors and inverses more often than
-    it does later.
+    it does later. A mean, since kfac-jax makes all inverses in one step of five.
     """
-    steps = [run["seconds"][len(run["seconds"]) // 2 :] for run in runs]
-    return _spread(itertools.chain.from_iterable(steps))
+    return _spread(
+        itertools.chain.from_iterable(r["blocks"][len(r["blocks"]) // 2 :] for r in runs)
+    )
 
 
 def to_sgd(runs: Sequence[Run]) -> Spread | None:

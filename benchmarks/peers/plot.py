@@ -92,14 +92,14 @@ def _curves(
 
 
 def _bars(axes: Any, here: Mapping[str, Sequence[Run]]) -> None:
-    """The median step and its quartiles."""
+    """The median of the rounds, from the least to the greatest."""
     found = {name: seconds_of_step(own) for name, own in here.items()}
     known = {name: steps for name, steps in found.items() if steps is not None}
     positions = np.arange(len(known))
     medians = np.array([steps.median for steps in known.values()])
-    quartiles = np.array([[s.quantile(0.25), s.quantile(0.75)] for s in known.values()]).T
+    ends = np.array([[min(steps.values), max(steps.values)] for steps in known.values()]).T
     colors = [COLORS[CONTENDERS[name].peer] for name in known]
-    errors = np.abs(quartiles - medians) if len(known) else None
+    errors = np.abs(ends - medians) if len(known) else None
     axes.barh(positions, medians, xerr=errors, color=colors, capsize=3)
     axes.set_yticks(positions, list(known), fontsize=8)
     axes.invert_yaxis()

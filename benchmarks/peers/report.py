@@ -17,7 +17,7 @@ from benchmarks.zoo.results import Run
 
 HEADINGS = (
     "optimizer",
-    "step, s (quartiles)",
+    "step, s (min … max)",
     "÷ SGD of its own",
     "ours ÷ it (min … max)",
     "peak MB",
@@ -54,16 +54,12 @@ def cells(name: str, runs: Sequence[Run]) -> list[str]:
     if error is not None and not runs[0]["seconds"]:
         return [name, f"cannot: {error}"]
     steps = measurements.seconds_of_step(runs)
-    middle = "–"
-    if steps is not None:
-        low, high = steps.quantile(0.25), steps.quantile(0.75)
-        middle = f"{steps.median:.4f} ({low:.4f} … {high:.4f})"
     sgd, ours = measurements.to_sgd(runs), measurements.ours_to_it(runs)
     return [
         name if error is None else f"{name} (stopped: {error})",
-        middle,
+        _median(steps, ".4f"),
         "–" if sgd is None else f"{sgd.median:.2f}",
-        _ratio(ours) + (f" ({CONTENDERS[name].against})" if ours else ""),
+        _median(ours, ".2f") + (f" ({CONTENDERS[name].against})" if ours else ""),
         spread([run["megabytes"] for run in runs], ".0f", "–"),
         _first([run["first_step"] for run in runs], [run["compilation"] for run in runs]),
         _losses([measurements.after_updates(run) for run in runs], runs),
@@ -77,10 +73,8 @@ def _first(first: Sequence[float], later: Sequence[float]) -> str:
     return spread(first, ".1f", "–") + (f" + {more:.1f} later" if more > 1.0 else "")
 
 
-def _ratio(ours: Spread | None) -> str:
-    if ours is None:
-        return "–"
-    return f"{ours.median:.2f} ({min(ours.values):.2f} … {max(ours.values):.2f})"
+def _median(found: Spread | None, form: str) -> str:
+    return "–" if found is None else spread(found.values, form, "–")
 
 
 def _losses(found: Sequence[float | None], runs: Sequence[Run]) -> str:
