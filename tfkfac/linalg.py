@@ -145,7 +145,7 @@ def all_finite(*tensors: tf.Tensor) -> tf.Tensor:
     A sum is not finite if some entry is not, and reads memory once without writing any.
     """
     found = [tf.convert_to_tensor(tensor) for tensor in tensors]
-    sums = [tf.reduce_sum(tensor) if tensor.shape.rank else tensor for tensor in found]
+    sums = [each if each.shape.rank == 0 else tf.reduce_sum(each) for each in found]
     return tf.math.is_finite(tf.add_n([tf.cast(each, sums[0].dtype) for each in sums]))
 
 
