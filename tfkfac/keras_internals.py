@@ -316,12 +316,18 @@ def watching_losses(compiled: Any, note: Callable[..., Any]) -> Iterator[None]:
     finally:
         vars(compiled).pop("build", None)
         if compiled.built:
-            for entry in compiled._flat_losses:
-                entry.loss.notes.pop(thread, None)
             compiled._flat_losses = [
-                entry if entry.loss.notes else entry._replace(loss=entry.loss.loss)
+                entry._replace(loss=_no_longer_noted(entry.loss, thread))
                 for entry in compiled._flat_losses
             ]
+
+
+def _no_longer_noted(loss: Any, thread: int) -> Any:
+    """The loss itself, unless another thread still notes it."""
+    if not isinstance(loss, _NotedLoss):
+        return loss
+    loss.notes.pop(thread, None)
+    return loss if loss.notes else loss.loss
 
 
 class _NotedLoss:
