@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.peers import __main__ as command_line
 from benchmarks.peers import environments, measurements, report, session
-from benchmarks.peers.alternation import Plan, Trace, alternate
+from benchmarks.peers.alternation import Ends, Plan, Trace, alternate
 from benchmarks.peers.contenders import CONTENDERS, PEERS, contenders_of, options
 from benchmarks.peers.conversation import Worker, WorkerError
 from benchmarks.peers.environments import Environment, Unavailable, interpreter_of, reason_of
@@ -59,14 +60,14 @@ def test_blocks_alternate_back_and_forth_and_all_get_the_same_time() -> None:
     calls: list[tuple[Any, ...]] = []
     slow, fast = Clockwork(2.0, calls), Clockwork(1.0, calls)
     advanced: list[str] = []
-    traces, until = alternate({"slow": slow, "fast": fast}, PLAN, (), advanced.append)
+    traces, ends = alternate({"slow": slow, "fast": fast}, PLAN, (), advanced.append)
     s, f = id(slow), id(fast)
     there, back = [(s, "steps", 3), (f, "steps", 3)], [(f, "steps", 3), (s, "steps", 3)]
     first = [(s, "steps", 1), (f, "steps", 1)]
     assert calls[:10] == first + there + back + there + back
     assert advanced == ["slow", "fast", "fast", "slow"] * 2
-    assert until == 2.0 * 13 == traces["slow"].clock[-1]
-    assert until <= traces["fast"].clock[-1] <= until + 3
+    assert ends == Ends(13, 2.0 * 13)
+    assert traces["slow"].clock[-1] == 26.0 <= traces["fast"].clock[-1] <= 29.0
     assert traces["slow"].seconds[0] == traces["fast"].seconds[0] == 9.0
     assert traces["fast"].clock[:3] == [1.0, 2.0, 3.0]  # The first counts as long as the second.
     assert traces["fast"].blocks == dict.fromkeys(range(4), 1.0)
@@ -76,9 +77,19 @@ def test_blocks_alternate_back_and_forth_and_all_get_the_same_time() -> None:
 def test_a_timekeeper_is_not_waited_for_by_those_who_are_slower() -> None:
     calls: list[tuple[Any, ...]] = []
     workers = {"slow": Clockwork(2.0, calls), "ours": Clockwork(1.0, calls)}
-    traces, until = alternate(workers, PLAN, ["ours"])
-    assert until == 13.0 == traces["ours"].clock[-1]
-    assert len(traces["slow"].losses) == PLAN.updates
+    traces, ends = alternate(workers, PLAN, ["ours"])
+    assert ends.seconds == 13.0 == traces["ours"].clock[-1]
+    assert len(traces["slow"].losses) == 13
+
+
+def test_no_round_begins_when_the_minutes_are_over() -> None:
+    """Half a minute goes by from round to round: 0.5 and 1 of 1.2 minutes are early enough."""
+    readings = itertools.count(0.0, 30.0)
+    workers = {"slow": Clockwork(2.0, []), "fast": Clockwork(1.0, [])}
+    plan = dataclasses.replace(PLAN, minutes=1.2)
+    traces, ends = alternate(workers, plan, clock=lambda: next(readings))
+    assert len(traces["slow"].losses) == len(traces["fast"].losses) == 7
+    assert ends == Ends(7, 7.0)
 
 
 def test_a_very_slow_worker_has_a_few_short_rounds() -> None:
@@ -101,22 +112,22 @@ def test_compilation_is_not_counted_whenever_it_comes() -> None:
                 told["seconds"][-1] = 60.0
             return told
 
-    traces, until = alternate({"jax": Compiling(1.0, [])}, PLAN)
+    traces, ends = alternate({"jax": Compiling(1.0, [])}, PLAN)
     (trace,) = traces.values()
     assert trace.seconds == [9.0, 1.0, 1.0, 1.0, 60.0] + [1.0] * 8
     assert trace.compilation == 59.0
-    assert trace.steps == [1.0] * 13 and trace.spent == until == 13.0
+    assert trace.steps == [1.0] * 13 and trace.spent == ends.seconds == 13.0
     assert trace.blocks == dict.fromkeys(range(4), 1.0)
 
 
 def test_one_that_fails_leaves_and_the_others_go_on() -> None:
     calls: list[tuple[Any, ...]] = []
     broken, sound = Clockwork(1.0, calls, fails_at=5), Clockwork(1.0, calls)
-    traces, until = alternate({"broken": broken, "sound": sound}, PLAN)
+    traces, ends = alternate({"broken": broken, "sound": sound}, PLAN)
     assert traces["broken"].error == "ValueError: broken"
     assert len(traces["broken"].losses) == 4  # The first, and a whole block.
     assert traces["sound"].error is None and len(traces["sound"].losses) == 13
-    assert until == 13.0
+    assert ends.seconds == 13.0
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"steps": -1}, {"limit": float("inf")}])
@@ -346,9 +357,10 @@ def rounds(count: int, steps: int = 3) -> dict[int, tuple[int, int]]:
     return {i: (1 + i * steps, 1 + (i + 1) * steps) for i in range(count)}
 
 
-def runs_of(traces: dict[str, Trace], until: float = 6.0) -> dict[str, dict[str, Any]]:
+def runs_of(traces: dict[str, Trace], seconds: float = 6.0) -> dict[str, dict[str, Any]]:
+    ends = Ends(13, seconds)
     made = {
-        name: measurement(Setting("autoencoder", name, 0, PLAN), traces, until, 1, {"x": "1"})
+        name: measurement(Setting("autoencoder", name, 0, PLAN), traces, ends, 1, {"x": "1"})
         for name in traces
     }
     json.dumps(made, allow_nan=False)
@@ -378,14 +390,14 @@ def test_of_one_that_left_early_the_rounds_are_compared_that_it_had() -> None:
 
 
 def test_losses_after_equal_updates_and_equal_seconds() -> None:
-    run = runs_of({"SGD": trace(0.5)}, until=3.0)["SGD"]
+    run = runs_of({"SGD": trace(0.5)}, seconds=3.0)["SGD"]
     assert measurements.after_updates(run) == pytest.approx(1 / 13, rel=1e-5)
     assert measurements.after_seconds(run) == pytest.approx(
         1 / 6, rel=1e-5
     )  # Six updates of half a second.
     broken = trace(0.5)
     broken.losses[4] = float("nan")
-    run = runs_of({"SGD": broken}, until=3.0)["SGD"]
+    run = runs_of({"SGD": broken}, seconds=3.0)["SGD"]
     assert run["diverged"] and run["curve"]["updates"] == [1, 2, 3, 4]
     assert measurements.after_seconds(run) is None
 

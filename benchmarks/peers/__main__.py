@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.problems = ["autoencoder"]
     try:
         lengths = {"rounds": chosen.rounds, "steps": chosen.steps}
-        plan = Plan(**(QUICK if chosen.quick else lengths), limit=chosen.limit)
+        plan = Plan(
+            **(QUICK if chosen.quick else lengths), limit=chosen.limit, minutes=chosen.minutes
+        )
         settings = [
             Setting(problem, contender, seed, plan)
             for problem in chosen.problems
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=20, help="blocks of each contender; the last half counts")
     add("--steps", type=int, default=10, help="steps of a block")
     add("--limit", type=float, default=120.0, help="seconds of one contender's steps, at most")
+    add("--minutes", type=float, default=60.0, help="of one alternation, at most")
     add(
         "--environments",
         type=pathlib.Path,

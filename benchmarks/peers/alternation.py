@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ class Plan:
         steps: Of a block.
         limit: Seconds in steps after which a worker takes part in no more rounds. A block ends
             after a tenth of it, so that a very slow worker still has a few rounds.
+        minutes: Of the whole alternation; no round begins later.
 
     Raises:
         ValueError: One of them is not positive.
@@ -35,6 +37,7 @@ class Plan:
     rounds: int = 20
     steps: int = 10
     limit: float = 120.0
+    minutes: float = 60.0
 
     def __post_init__(self) -> None:
         """Checks."""
@@ -42,10 +45,18 @@ class Plan:
             if not 0 < value < math.inf:
                 raise ValueError(f"Argument `{name}` must be positive, got {value!r}.")
 
-    @property
-    def updates(self) -> int:
-        """Of a worker that reaches no limit: the first, and those of the rounds."""
-        return 1 + self.rounds * self.steps
+
+@dataclasses.dataclass(frozen=True)
+class Ends:
+    """Where the workers can be compared.
+
+    Attributes:
+        updates: Of those that took part in all rounds that were made.
+        seconds: In steps, that all had which did not fail.
+    """
+
+    updates: int
+    seconds: float
 
 
 @dataclasses.dataclass
@@ -113,11 +124,11 @@ def alternate(
     plan: Plan,
     timekeepers: Sequence[str] = (),
     advance: Callable[[str], None] = lambda name: None,
-) -> tuple[dict[str, Trace], float]:
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[dict[str, Trace], Ends]:
     """The first update of every worker, the rounds, and more updates of those that had less time.
 
-    Every other round goes backwards, so that nobody always follows the same one. Interrupted by the
-    keyboard after the rounds, it ends at once, with less time for all.
+    Every other round goes backwards, so that nobody always follows the same one.
 
     Args:
         workers: Name → built worker.
@@ -125,34 +136,31 @@ def alternate(
         timekeepers: Those of whose time all others get as much, the slowest of them; all, if none
             is there.
         advance: Is told, with a name, of every block of the rounds.
+        clock: Seconds, for the minutes of the plan.
 
     Returns:
-        What they did, and the seconds which all had that did not fail.
+        What they did, and where that can be compared.
     """
     turns = {name: _Turns(worker) for name, worker in workers.items()}
-    traces = {name: each.trace for name, each in turns.items()}
+    end = clock() + 60 * plan.minutes
     for each in turns.values():
         each.block(1, plan.limit)
-    for number in range(plan.rounds):
-        for name in reversed(turns) if number % 2 else turns:
-            before = len(traces[name].seconds)
-            turns[name].block(plan.steps, min(plan.limit / 10, plan.limit - traces[name].spent))
-            after = len(traces[name].seconds)
-            if after > before:
-                traces[name].rounds[number] = (before, after)
+    made = 0
+    while made < plan.rounds and clock() < end:
+        for name in reversed(turns) if made % 2 else turns:
+            turns[name].round(made, plan)
             advance(name)
+        made += 1
     for each in turns.values():
         each.note_memory()
-    sound = [name for name, trace in traces.items() if trace.error is None]
-    keepers = [name for name in sound if name in timekeepers] or sound
-    until = max((traces[name].spent for name in keepers), default=0.0)
-    try:
-        while late := [each for each in turns.values() if each.goes_on(until)]:
-            for each in late:
-                each.block(plan.steps, until - each.trace.spent)
-    except KeyboardInterrupt:  # What was measured is worth more than equal time.
-        until = min(traces[name].spent for name in sound)
-    return traces, until
+    sound = {name: each.trace for name, each in turns.items() if each.trace.error is None}
+    keepers = set(sound) & set(timekeepers) or set(sound)
+    until = max((sound[name].spent for name in keepers), default=0.0)
+    while clock() < end and (late := [each for each in turns.values() if each.goes_on(until)]):
+        for each in late:
+            each.block(plan.steps, until - each.trace.spent)
+    until = min([until, *(trace.spent for trace in sound.values())])
+    return {n: each.trace for n, each in turns.items()}, Ends(1 + made * plan.steps, until)
 
 
 class _Turns:
@@ -172,6 +180,13 @@ class _Turns:
     def goes_on(self, until: float) -> bool:
         """Whether it can make updates and has had less time."""
         return self.trace.error is None and self.trace.spent < until
+
+    def round(self, number: int, plan: Plan) -> None:
+        """Makes the block of a round, if it has time left."""
+        trace, before = self.trace, len(self.trace.seconds)
+        self.block(plan.steps, min(plan.limit / 10, plan.limit - trace.spent))
+        if len(trace.seconds) > before:
+            trace.rounds[number] = (before, len(trace.seconds))
 
     def block(self, count: int, seconds: float) -> None:
         """Makes updates.

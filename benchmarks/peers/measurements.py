@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.alternation import Plan, Trace
+from benchmarks.peers.alternation import Ends, Plan, Trace
 from benchmarks.peers.contenders import CONTENDERS
 from benchmarks.zoo.curves import rounded, smoothed, thinned
 from benchmarks.zoo.results import Run
@@ -40,7 +40,7 @@ class Setting:
 def measurement(
     setting: Setting,
     traces: Mapping[str, Trace],
-    until: float,
+    ends: Ends,
     smoothing: int,
     versions: Mapping[str, str],
 ) -> Run:
@@ -49,7 +49,7 @@ def measurement(
     Args:
         setting: Of this contender.
         traces: Of all contenders of the alternation.
-        until: Seconds that all of them had.
+        ends: Where they are compared.
         smoothing: Updates over whose losses the mean is taken.
         versions: Of what it ran with.
 
@@ -69,8 +69,8 @@ def measurement(
         "compilation": round(trace.compilation, 3),
         "megabytes": round(trace.megabytes, 1),
         "updates": len(trace.losses),
-        "until": round(until, 3),
-        "seconds": [round(second, 5) for second in trace.steps[1 : setting.plan.updates]],
+        "ends": dataclasses.asdict(ends),
+        "seconds": [round(second, 5) for second in trace.steps[1 : ends.updates]],
         "blocks": _side_by_side(trace, trace),
         "sgd": _side_by_side(trace, traces.get(contender.sgd)),
         "ours": _side_by_side(trace, traces.get(contender.against or "")),
@@ -90,7 +90,7 @@ def _side_by_side(trace: Trace, other: Trace | None) -> list[float | None]:
 
 def unavailable(setting: Setting, reason: str) -> Run:
     """What goes into the file of a contender that never began."""
-    return measurement(setting, {setting.contender: Trace(error=reason)}, 0.0, 1, {})
+    return measurement(setting, {setting.contender: Trace(error=reason)}, Ends(0, 0.0), 1, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +138,19 @@ def _ratios(above: Sequence[float | None], below: Sequence[float | None]) -> lis
 
 def after_updates(run: Run) -> float | None:
     """The smoothed loss after the updates of all rounds; None if it made fewer, or diverged."""
-    plan = Plan(**run["plan"])
-    return _loss_at(run, "updates", plan.updates)
+    return _loss_at(run, "updates")
 
 
 def after_seconds(run: Run) -> float | None:
     """The smoothed loss after the seconds that all had; None if it diverged before."""
-    return _loss_at(run, "seconds", run["until"])
+    return _loss_at(run, "seconds")
 
 
-def _loss_at(run: Run, key: str, value: float) -> float | None:
-    curve = run["curve"]
-    if not curve[key] or curve[key][-1] < value:
+def _loss_at(run: Run, key: str) -> float | None:
+    curve, end = run["curve"], run["ends"][key]
+    if not curve[key] or curve[key][-1] < end - 1e-3:  # The file has rounded seconds.
         return None
-    return float(np.interp(value, curve[key], curve["losses"]))
+    return float(np.interp(end, curve[key], curve["losses"]))
 
 
 def _spread(values: Any) -> Spread | None:

@@ -79,12 +79,7 @@ def _curves(
                 linestyle=dashes,
                 linewidth=1.4,
             )
-    every = [run for own in here.values() for run in own]
-    ends = {
-        "updates": max(1 + run["plan"]["rounds"] * run["plan"]["steps"] for run in every),
-        "seconds": max(run["until"] for run in every),
-    }
-    axes.set_xlim(0, ends[key])
+    axes.set_xlim(0, max(run["ends"][key] for own in here.values() for run in own) or None)
     axes.set_yscale("log")
     axes.set_xlabel(key)
     axes.grid(alpha=0.3)

@@ -22,7 +22,7 @@ class Problem:
     Attributes:
         name: For tables; the workers know their networks by it.
         training: Network, loss, data and batch size.
-        rates: First-order optimizer → learning rate, the best of the zoo's where it has this one.
+        rates: First-order optimizer → learning rate, near the best of the zoo's.
         fixed: Learning rate, momentum and damping of K-FAC, the same in all frameworks.
         first_damping: With which kfac-jax' automatic damping begins.
         convolutions: Whether there are any.

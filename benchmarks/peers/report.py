@@ -43,8 +43,7 @@ def grouped(runs: Sequence[Run], problem: str) -> dict[str, list[Run]]:
 def headings(runs: dict[str, list[Run]]) -> list[str]:
     """Of the columns; the last two tell where the curves are read."""
     every = [run for own in runs.values() for run in own]
-    updates = max(1 + run["plan"]["rounds"] * run["plan"]["steps"] for run in every)
-    seconds = max(run["until"] for run in every)
+    updates, seconds = (max(run["ends"][key] for run in every) for key in ("updates", "seconds"))
     return [*HEADINGS, f"loss after {updates} updates", f"loss after {seconds:.0f} s"]
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.peers.alternation import Trace, alternate
+from benchmarks.peers.alternation import Ends, Trace, alternate
 from benchmarks.peers.contenders import CONTENDERS, options
 from benchmarks.peers.conversation import Worker, WorkerError
 from benchmarks.peers.environments import ENVIRONMENTS, Environment, Unavailable, interpreter_of
@@ -102,14 +102,14 @@ def measure(
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         archive = folder / "archive.npz"
-        write_archive(problem, examples, seed, 4 * plan.updates, archive)
+        write_archive(problem, examples, seed, 4 * plan.rounds * plan.steps, archive)
         workers, versions, reasons = _begin(names, problem, archive, interpreters, stack)
         ours = [name for name in names if CONTENDERS[name].peer == "tfkfac"]
-        traces, until = alternate(workers, plan, ours, advance)
+        traces, ends = alternate(workers, plan, ours, advance)
     made = {
         setting: unavailable(setting, reasons[setting.contender])
         if setting.contender in reasons
-        else _measured(setting, traces, until, problem, versions)
+        else _measured(setting, traces, ends, problem, versions)
         for setting in settings
     }
     for setting in settings:
@@ -119,12 +119,12 @@ def measure(
 def _measured(
     setting: Setting,
     traces: Mapping[str, Trace],
-    until: float,
+    ends: Ends,
     problem: Problem,
     versions: Mapping[str, Mapping[str, str]],
 ) -> Run:
     smoothing = problem.training.smoothing
-    return measurement(setting, traces, until, smoothing, versions[setting.contender])
+    return measurement(setting, traces, ends, smoothing, versions[setting.contender])
 
 
 def _begin(
