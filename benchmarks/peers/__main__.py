@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import rich.progress
 
+from benchmarks.command_line import parser_of
 from benchmarks.peers import report
 from benchmarks.peers.alternation import Plan
 from benchmarks.peers.contenders import CONTENDERS, PEERS, contenders_of
@@ -119,12 +120,14 @@ def run(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0]
+    parser = parser_of(
+        "peers",
+        __doc__,
+        quick="the autoencoder, few rounds, no automatic ones",
+        data="folder with mnist.npz, cifar10.npz and ptb/",
+        seeds=1,
     )
     add = parser.add_argument
-    add("--data", type=pathlib.Path, help="folder with mnist.npz, cifar10.npz and ptb/")
-    add("--output", type=pathlib.Path, default=pathlib.Path("peers"), help="without a suffix")
     add("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="NAME")
     add("--peers", nargs="+", default=list(PEERS), choices=PEERS, help="default: all")
     add(
@@ -136,7 +139,6 @@ def _parser() -> argparse.ArgumentParser:
         help='only these of the peers\' optimizers, e.g. "kfac-jax auto", beside which those run '
         "that they are compared with",
     )
-    add("--seeds", type=int, default=1, help="of weights and batches, one alternation each")
     add("--rounds", type=int, default=20, help="blocks of each contender; the last half counts")
     add("--steps", type=int, default=10, help="steps of a block")
     add("--limit", type=float, default=120.0, help="seconds of one contender's steps, at most")
@@ -148,7 +150,6 @@ def _parser() -> argparse.ArgumentParser:
         help=f"folder of the peers' virtual environments (default: {ENVIRONMENTS})",
     )
     add("--kfac-pytorch", default="kfac-pytorch", help="what pip installs of it, e.g. a folder")
-    add("--quick", action="store_true", help="the autoencoder, few rounds, no automatic ones")
     return parser
 
 
