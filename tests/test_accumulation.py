@@ -87,8 +87,11 @@ def test_four_micro_batches_are_one_batch(case: str) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"run_eagerly": True}, {"jit_compile": True}, {"loss": {"reduction": "sum"}}],
-    ids=["eager", "compiled", "sum"],
+    [
+        pytest.param({"run_eagerly": True}, id="eager"),
+        pytest.param({"jit_compile": True}, id="compiled", marks=pytest.mark.slow),
+        pytest.param({"loss": {"reduction": "sum"}}, id="sum"),
+    ],
 )
 def test_in_every_mode(how: dict[str, Any]) -> None:
     whole, parts = (_trained("dense", n, k, **how) for n, k in ((24, None), (6, 4)))

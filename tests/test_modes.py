@@ -271,9 +271,10 @@ def test_dense_step_has_one_forward_pass_and_only_the_products_it_needs(fisher: 
     factors, inverses, precondition = 2 * layers, 2 * layers, 2 * layers
     if fisher == "exact":
         factors += layers
-    slope = 2 * layers  # gᵀF̂⁻¹g, one for each variable
-    extra = extra_backward + factors + inverses + precondition + slope
+    extra = extra_backward + factors + inverses + precondition
     assert kfac["MatMul"] - sgd["MatMul"] == extra
+    slope, traces = 2 * layers, 2 * layers  # gᵀF̂⁻¹g, of each variable; whether factors are finite
+    assert kfac["Einsum"] == slope + 3 * traces  # π, and whether inverses are finite
 
 
 def test_convolutional_step_has_one_forward_pass() -> None:

@@ -42,6 +42,7 @@ def test_the_same_bits(how: str, folder: pathlib.Path) -> None:
         np.testing.assert_array_equal(found[key], whole[expected], err_msg=expected)
 
 
+@pytest.mark.slow
 def test_under_op_determinism(tmp_path: pathlib.Path) -> None:
     done = run(tmp_path, "deterministic")
     assert done.returncode == 0, done.stderr[-4000:]
