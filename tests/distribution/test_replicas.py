@@ -13,7 +13,7 @@ from distribution.alone import assert_as_alone, fast_ones_first
 
 import tfkfac
 
-FAST = ("automatic", "one-example", "mean-by-weights", "accumulation-automatic", "masks")
+FAST = ("automatic", "one-example", "mean-by-weights", "accumulation-automatic")
 """Cases that are run always; the others are slow tests."""
 
 FOUR = ("uneven", "one-example", "two-losses", "ekfac", "convolutions-one-example")
