@@ -64,9 +64,8 @@ class AdaptiveDamping(Failures):
     def dampings_of(self, blocks: Sequence[Block]) -> list[tf.Tensor]:
         """`damping_of` of several blocks."""
         damping = tf.convert_to_tensor(self.damping)
-        if "damping" not in self.automatic or not self.levenberg_marquardt.relative:
-            return [damping] * len(blocks)
-        if not any(isinstance(block, CurvatureBlock) for block in blocks):
+        relative = "damping" in self.automatic and self.levenberg_marquardt.relative
+        if not relative or not any(isinstance(block, CurvatureBlock) for block in blocks):
             return [damping] * len(blocks)
         units = in_units_of(
             tf.convert_to_tensor(self._unit), tf.convert_to_tensor(self._eigenvalues)
