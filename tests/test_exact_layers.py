@@ -100,7 +100,14 @@ def test_scale_and_shift_of_a_unit_are_exact(kind: str, weighted: bool) -> None:
     expected = units_of(exact(model, layer, x, y, weights), len(layer.trainable_variables))
     block = trained(model, x, y, weights).layer_collection[layer.name]
     assert isinstance(block, tfkfac.blocks.ScaleShiftBlock)
-    assert relative_error(block.to_dense(), expected) < TOLERANCE
+    dense = block.to_dense()
+    assert relative_error(dense, expected) < TOLERANCE
+    assert block.trace() == pytest.approx(np.trace(dense))
+    gradients = [rng.normal(size=variable.shape) for variable in block.variables]
+    solved = block.precondition(list(map(tf.constant, gradients)), damping=0.3)
+    found, flat = (np.concatenate([np.ravel(v) for v in each]) for each in (solved, gradients))
+    wanted = np.linalg.solve(dense + 0.3 * np.eye(len(dense)), flat)
+    assert relative_error(found, wanted) < TOLERANCE
 
 
 def test_scale_and_shift_of_a_layer_used_twice_are_exact() -> None:
