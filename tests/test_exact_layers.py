@@ -102,7 +102,7 @@ def test_scale_and_shift_of_a_unit_are_exact(kind: str, weighted: bool) -> None:
     assert isinstance(block, tfkfac.blocks.ScaleShiftBlock)
     dense = block.to_dense()
     assert relative_error(dense, expected) < TOLERANCE
-    assert block.trace() == pytest.approx(np.trace(dense))
+    assert float(block.trace()) == pytest.approx(np.trace(dense))
     gradients = [rng.normal(size=variable.shape) for variable in block.variables]
     solved = block.precondition(list(map(tf.constant, gradients)), damping=0.3)
     found, flat = (np.concatenate([np.ravel(v) for v in each]) for each in (solved, gradients))

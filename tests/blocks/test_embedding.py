@@ -234,7 +234,7 @@ def test_training_inverts_the_product_of_both_kinds() -> None:
     (kept,) = block.precondition(gradient)
     (fresh,) = block.precondition(gradient, damping=1e-3)
     assert relative_error(kept, fresh) < 1e-5
-    assert block.trace() == pytest.approx(np.trace(block.to_dense()), rel=1e-4)
+    assert float(block.trace()) == pytest.approx(np.trace(block.to_dense()), rel=1e-4)
 
 
 @needs_reversible
