@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfkfac
-from tfkfac.damping import LevenbergMarquardt, ratio_of
+from tfkfac.damping import LevenbergMarquardt, bursts, ratio_of
 
 
 def _adapted(rule: LevenbergMarquardt, damping: float, ratio: float) -> float:
@@ -100,3 +100,12 @@ def test_config_of_the_rule_goes_round() -> None:
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rule))
     assert again == rule
     assert tfkfac.KFAC().get_config()["damping"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(-3.0, False), (2.4, False), (2.6, True), (np.inf, True), (np.nan, True)]
+)
+def test_a_step_bursts_if_it_doubles_the_loss(change: float, expected: bool) -> None:
+    for value in (2.0, -2.0):
+        found = bursts(tf.constant(change), tf.constant(-0.5), tf.constant(value))
+        assert bool(found) is expected

@@ -304,6 +304,62 @@ def test_a_step_that_momentum_has_spoilt_is_taken_back_with_it() -> None:
     np.testing.assert_allclose(optimizer.damping, 5 * damping, rtol=1e-6)
 
 
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_step_that_doubles_the_loss_is_taken_back_at_any_time(every: int) -> None:
+    """Also long after a λ was found; and the next step is looked at, whatever `every` is."""
+    x, y = models.vectors(32)
+    rule = tfkfac.LevenbergMarquardt(initial=1e-6, every=every)
+    optimizer = tfkfac.KFAC(learning_rate=500.0, momentum=0.9, damping=rule, kl_clip=None, seed=0)
+    keras.utils.set_random_seed(0)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    optimizer.build(model.trainable_variables)
+    optimizer._settled.assign(100)
+    before = model.get_weights()
+    for taken_back in (1, 2):
+        model.train_on_batch(x, y)
+        assert optimizer.counts()["taken_back"] == taken_back
+        for ours, theirs in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert not optimizer._is_searching()
+
+
+def test_a_rise_that_does_not_double_the_loss_is_kept_once_a_damping_was_found() -> None:
+    """The damping rises a little, that is all."""
+    x, y = models.vectors(32)
+    optimizer = tfkfac.KFAC(momentum=0.9, damping="auto", seed=0)
+    model = models.sequential()
+    model.compile(optimizer, models.crossentropy())
+    model.train_on_batch(x, y)
+    optimizer._settled.assign(100)
+    optimizer._updates.assign(5)
+    kept = model.evaluate(x, y, verbose=0)
+    for velocity in optimizer._velocities:
+        velocity.assign(-3.0 * velocity)
+    model.train_on_batch(x, y)
+    assert kept < model.evaluate(x, y, verbose=0) < 2.0 * kept
+    assert optimizer.counts()["taken_back"] == 0
+
+
+def test_above_ten_a_learning_rate_does_no_more_than_double() -> None:
+    """A batch that is as good as certain has no curvature to speak of."""
+    x, y = models.vectors(32)
+    model = models.sequential()
+    optimizer = tfkfac.KFAC(damping=1e-3, kl_clip=None, factor_update_every=10**6, seed=0)
+    model.compile(optimizer, models.crossentropy())
+    model.train_on_batch(x, y)
+    rates = []
+    for _ in range(8):
+        for block in optimizer.layer_collection.kronecker_blocks:  # of another problem altogether
+            for variable in block.variables:
+                variable.assign(variable * 3.0)
+        model.train_on_batch(x, model.predict(x, verbose=0).argmax(axis=1))
+        rates.append(float(optimizer.learning_rate))
+    highest = [max(10.0, 2.0 * before) for before in rates]
+    assert max(rates) > 10.0
+    assert all(rate <= bound for rate, bound in zip(rates[1:], highest, strict=False))
+
+
 @pytest.mark.parametrize("relative", [True, False])
 def test_a_block_is_damped_in_its_own_units(relative: bool) -> None:
     x, y = models.vectors(32)

@@ -9,7 +9,15 @@ import keras
 import tensorflow as tf
 
 from tfkfac.blocks import Block, CurvatureBlock
-from tfkfac.damping import RAISE, SERVES, SETTLED, LevenbergMarquardt, in_units_of, ratio_of
+from tfkfac.damping import (
+    RAISE,
+    SERVES,
+    SETTLED,
+    LevenbergMarquardt,
+    bursts,
+    in_units_of,
+    ratio_of,
+)
 from tfkfac.failures import Failures
 from tfkfac.hyperparameters import Hyperparameter, Range
 from tfkfac.local_model import Batch, LocalModel
@@ -126,6 +134,8 @@ class AdaptiveDamping(Failures):
     ) -> tf.Tensor:
         """Goes; every `every` updates, and while a λ is sought, compares with what was foreseen.
 
+        A step that was taken back is followed by one that is looked at, whose α is measured anew.
+
         Returns:
             Whether the step was kept, a boolean scalar.
         """
@@ -139,7 +149,7 @@ class AdaptiveDamping(Failures):
             change, value = self._change_of_loss(model.batch)
             ratio = ratio_of(change, expected, value)
             serves = tf.math.is_finite(ratio) & (ratio >= SERVES) & (change <= 0.0)
-            fails = searching & ~serves
+            fails = (searching & ~serves) | bursts(change, expected, value)
             told = tf.where(tf.math.is_finite(ratio), ratio, tf.zeros_like(ratio))
             self._ratio.assign(tf.cast(told, tf.float32))
             damping = tf.convert_to_tensor(self.damping)
@@ -149,7 +159,8 @@ class AdaptiveDamping(Failures):
             AdaptiveDamping.damping.record(self, rule.bounded(adapted, self._unit))
             self._stale_inverses.assign(tf.cast(fails, tf.int64))  # for no inverse fits this λ
             self._taken_back.assign_add(tf.cast(fails, tf.int64))
-            self._settled.assign(tf.where(fails, tf.zeros_like(self._settled), self._settled + 1))
+            begin = tf.where(searching, tf.constant(0, tf.int64), SETTLED)
+            self._settled.assign(tf.where(fails, begin, self._settled + 1))
 
             def take_back(before: Sequence[tf.Tensor]) -> None:
                 for variable, old in zip(model.variables, before, strict=True):
@@ -181,7 +192,7 @@ class AdaptiveDamping(Failures):
         By default these are steps in which the learning rate is measured anyway: both take q.
         """
         every = tf.equal(self._moves % self.levenberg_marquardt.every, 0)
-        return self._is_searching() | every
+        return (self._settled <= SETTLED) | every
 
     def _change_of_loss(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """h(θ + δ) − h(θ) and h(θ), of the mean loss; the weights are at θ + δ.

@@ -19,7 +19,8 @@ class LevenbergMarquardt:
     Every `every` updates the loss is evaluated once more, after the step: ``ρ > ¾`` makes λ smaller
     by ``decay**every``, ``ρ < ¼`` larger by the same. Before that a λ that serves is sought: until
     `SETTLED` steps in a row lower the loss with ``ρ ≥ ¼``, every step is evaluated, and one that
-    does not is taken back, the momentum with it, and λ made `RAISE` times as large.
+    does not is taken back, the momentum with it, and λ made `RAISE` times as large. So is, at any
+    time, a step that is seen to double the loss.
 
     Example:
 
@@ -156,3 +157,17 @@ def ratio_of(change: tf.Tensor, foreseen: tf.Tensor, value: tf.Tensor) -> tf.Ten
     epsilon = 1e-6 if value.dtype == tf.float32 else 1e-13
     drowned = tf.maximum(tf.abs(change), tf.abs(foreseen)) <= epsilon * tf.abs(value)
     return tf.where(drowned, tf.constant(0.5, change.dtype), change / foreseen)
+
+
+def bursts(change: tf.Tensor, foreseen: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Whether a step has more than doubled the loss: no such step is ever kept.
+
+    Where a batch has next to no curvature of its own (all its examples are as good as certain), α
+    and λ say nothing about the loss a little further on.
+
+    Args:
+        change: h(θ + δ) − h(θ); what is not finite is a burst.
+        foreseen: ``gᵀδ + ½ δᵀFδ``.
+        value: h(θ).
+    """
+    return ~(change <= tf.abs(value) + tf.abs(foreseen))

@@ -200,12 +200,19 @@ class StepControl(AdaptiveDamping):
     def _best_on(
         self, damped: QuadraticModel, learning_rate: tf.Tensor, momentum: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(α, μ) that minimise the quadratic model; what is not automatic stays."""
-        if {"learning_rate", "momentum"} <= self.automatic:
-            return damped.minimiser()
-        if "learning_rate" in self.automatic:
-            return damped.learning_rate(momentum), momentum
-        return learning_rate, damped.momentum(learning_rate)
+        """(α, μ) that minimise the quadratic model; what is not automatic stays.
+
+        An α above 1 means that the batch has less curvature than the averages, as comes to pass by
+        and by where they lag behind. All at once it does in a batch that is as good as certain, and
+        says nothing about the next: so above `LARGE`, α no more than doubles.
+        """
+        if "learning_rate" not in self.automatic:
+            return learning_rate, damped.momentum(learning_rate)
+        most = tf.maximum(tf.constant(LARGE, damped.slope_p.dtype), 2.0 * learning_rate)
+        if "momentum" not in self.automatic:
+            return tf.minimum(damped.learning_rate(momentum), most), momentum
+        best, momentum = damped.minimiser()
+        return tf.minimum(best, most), tf.where(best > most, damped.momentum(most), momentum)
 
     def _note(self, learning_rate: tf.Tensor, momentum: tf.Tensor) -> None:
         """Keeps what was chosen: the next steps go by it, and callbacks look at it."""
@@ -272,6 +279,9 @@ class StepControl(AdaptiveDamping):
 
         self.workers.each(decay)
 
+
+LARGE = 10.0
+"""An α up to which it may come as it does."""
 
 _COUNTED = ("updates", "clipped", "taken_back", "skipped", "failures", "seconds")
 """What `StepControl.counts` tells."""

@@ -16,6 +16,9 @@ from steps import attached, train
 import tfkfac
 from tfkfac.blocks.block import Kept
 from tfkfac.blocks.rows import RowsByExample
+from tfkfac.builders.embedding import reversible_embedding
+from tfkfac.distribution.workers import Alone
+from tfkfac.registry import NotCoveredError, require_plain_variables
 
 
 def test_another_backend_is_refused() -> None:
@@ -182,6 +185,57 @@ def test_a_block_that_lacks_what_ekfac_needs() -> None:
     layer.build((None, 3))
     with pytest.raises(NotImplementedError, match="NoRows has no rows of its inputs"):
         NoRows(layer, layer.kernel, layer.bias).input_rows(tf.zeros([1, 3]))
+
+
+def test_an_inverse_without_bases() -> None:
+    """Of an author's own kind of inverse, as a method needs that measures eigenvalues."""
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    block = tfkfac.blocks.DenseBlock(layer, layer.kernel, layer.bias)
+    with pytest.raises(NotImplementedError, match="CholeskyInverse has no bases"):
+        block.inverse.bases()
+
+
+def test_workers_that_keep_all_alike_have_no_owners() -> None:
+    with pytest.raises(NotImplementedError, match="Alone keep everything alike"):
+        Alone().to_owners([], [])
+
+
+def test_a_layer_that_was_not_built() -> None:
+    with pytest.raises(NotCoveredError, match="not built"):
+        require_plain_variables(keras.layers.Dense(2))
+
+
+class Scaled(keras.layers.LayerNormalization):
+    """What the builder knows of it is frozen; something else trains."""
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Makes one weight more."""
+        super().build(input_shape)
+        self.gamma.trainable = self.beta.trainable = False
+        self.more = self.add_weight(shape=(), name="more")
+
+
+def test_a_layer_of_which_only_unknown_weights_train() -> None:
+    model = keras.Sequential([keras.Input((3,)), Scaled(name="odd"), keras.layers.Dense(2)])
+    assert tfkfac.LayerCollection.scan(model)["odd"].reason == "nothing to train"
+
+
+def test_embeddings_that_are_frozen() -> None:
+    reversible = getattr(keras.layers, "ReversibleEmbedding", None)
+    if reversible is None:
+        pytest.skip("this Keras has no ReversibleEmbedding")
+    layer = reversible(6, 4, tie_weights=False)
+    layer.build()
+    layer.embeddings.trainable = layer.reverse_embeddings.trainable = False
+    with pytest.raises(NotCoveredError, match="its embeddings are frozen"):
+        reversible_embedding(layer)
+
+
+def test_what_was_switched_off_cannot_be_assigned() -> None:
+    optimizer = tfkfac.KFAC(kl_clip=None)
+    with pytest.raises(ValueError, match=r"with kl_clip=None, which switches it off for good"):
+        optimizer.kl_clip = 0.1
 
 
 def test_a_gradient_that_bursts_is_left_out_until_it_stays() -> None:
