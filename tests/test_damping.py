@@ -103,9 +103,14 @@ def test_config_of_the_rule_goes_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"), [(-3.0, False), (2.4, False), (2.6, True), (np.inf, True), (np.nan, True)]
+    ("change", "expected"),
+    [(-3.0, False), (2.4, False), (2.6, True), (np.inf, True), (np.nan, True)],
 )
 def test_a_step_bursts_if_it_doubles_the_loss(change: float, expected: bool) -> None:
     for value in (2.0, -2.0):
         found = bursts(tf.constant(change), tf.constant(-0.5), tf.constant(value))
         assert bool(found) is expected
+
+
+def test_a_rise_that_was_foreseen_is_a_burst_all_the_same() -> None:
+    assert bool(bursts(tf.constant(2.1), tf.constant(50.0), tf.constant(2.0)))

@@ -345,7 +345,8 @@ def test_above_ten_a_learning_rate_does_no_more_than_double() -> None:
     """A batch that is as good as certain has no curvature to speak of."""
     x, y = models.vectors(32)
     model = models.sequential()
-    optimizer = tfkfac.KFAC(damping=1e-3, kl_clip=None, factor_update_every=10**6, seed=0)
+    options = {"learning_rate_update_every": 1, "factor_update_every": 10**6, "kl_clip": None}
+    optimizer = tfkfac.KFAC(damping=1e-3, seed=0, **options)
     model.compile(optimizer, models.crossentropy())
     model.train_on_batch(x, y)
     rates = []

@@ -167,7 +167,8 @@ def bursts(change: tf.Tensor, foreseen: tf.Tensor, value: tf.Tensor) -> tf.Tenso
 
     Args:
         change: h(θ + δ) − h(θ); what is not finite is a burst.
-        foreseen: ``gᵀδ + ½ δᵀFδ``.
+        foreseen: ``gᵀδ + ½ δᵀFδ``. As far as it is a fall it has to be made good too, for a loss
+            that may be negative can be 0 by chance.
         value: h(θ).
     """
-    return ~(change <= tf.abs(value) + tf.abs(foreseen))
+    return ~(change <= tf.abs(value) + tf.nn.relu(-foreseen))
