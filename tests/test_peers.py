@@ -402,6 +402,17 @@ def test_losses_after_equal_updates_and_equal_seconds() -> None:
     assert measurements.after_seconds(run) is None
 
 
+def test_steps_of_one_that_diverged_are_not_told() -> None:
+    """It may have skipped them."""
+    lost = trace(0.5)
+    lost.losses[-1] = 4e28
+    runs = runs_of({"tfkfac fixed": lost, "kfac-jax fixed": trace(1.0)})
+    assert runs["tfkfac fixed"]["diverged"] and not runs["kfac-jax fixed"]["diverged"]
+    assert measurements.seconds_of_step([runs["tfkfac fixed"]]) is None
+    assert measurements.seconds_of_step([runs["kfac-jax fixed"]]) is not None
+    assert measurements.ours_to_it([runs["kfac-jax fixed"]]) is None
+
+
 @pytest.fixture
 def some_runs() -> list[dict[str, Any]]:
     torch = Setting("autoencoder", "kfac-pytorch fixed", 0, PLAN)

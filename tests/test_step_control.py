@@ -15,6 +15,7 @@ from steps import attached
 
 import tfkfac
 from tfkfac.local_model import LocalModel
+from tfkfac.quadratic_model import QuadraticModel
 
 layers = keras.layers
 AUTO = {"learning_rate": "auto", "momentum": "auto", "damping": "auto"}
@@ -260,14 +261,30 @@ def test_damping_and_learning_rate_look_at_one_quadratic_model(
     assert planes == looks == [20, 25]
 
 
-def test_a_step_that_fails_is_taken_back_and_the_damping_raised() -> None:
+def _overshooting(every: int = 5) -> keras.Model:
     """A steep net with hardly any damping, and a learning rate that overshoots."""
-    x, y = models.vectors(32)
-    rule = tfkfac.LevenbergMarquardt(initial=1e-6)
+    rule = tfkfac.LevenbergMarquardt(initial=1e-6, every=every)
     optimizer = tfkfac.KFAC(learning_rate=500.0, momentum=0.9, damping=rule, kl_clip=None, seed=0)
     keras.utils.set_random_seed(0)
     model = models.sequential()
     model.compile(optimizer, models.crossentropy())
+    return model
+
+
+def _thrown_back() -> keras.Model:
+    """After a step, whose momentum is turned round: the next one raises the loss, as foreseen."""
+    model = models.sequential()
+    model.compile(tfkfac.KFAC(momentum=0.9, damping="auto", seed=0), models.crossentropy())
+    model.train_on_batch(*models.vectors(32))
+    for velocity in model.optimizer._velocities:
+        velocity.assign(-3.0 * velocity)
+    return model
+
+
+def test_a_step_that_fails_is_taken_back_and_the_damping_raised() -> None:
+    x, y = models.vectors(32)
+    model = _overshooting()
+    optimizer = model.optimizer
     before = model.get_weights()
     model.train_on_batch(x, y)
     damping = float(optimizer.damping)
@@ -287,14 +304,10 @@ def test_a_step_that_fails_is_taken_back_and_the_damping_raised() -> None:
 def test_a_step_that_momentum_has_spoilt_is_taken_back_with_it() -> None:
     """A rise of the loss that was foreseen has a ρ of 1, and is no success."""
     x, y = models.vectors(32)
-    optimizer = tfkfac.KFAC(momentum=0.9, damping="auto", seed=0)
-    model = models.sequential()
-    model.compile(optimizer, models.crossentropy())
-    model.train_on_batch(x, y)
+    model = _thrown_back()
+    optimizer = model.optimizer
     kept = model.get_weights()
     damping = float(optimizer.damping)
-    for velocity in optimizer._velocities:
-        velocity.assign(-3.0 * velocity)
     model.train_on_batch(x, y)
     assert optimizer.reduction_ratio > 0.25
     assert optimizer.counts()["taken_back"] == 1
@@ -308,11 +321,8 @@ def test_a_step_that_momentum_has_spoilt_is_taken_back_with_it() -> None:
 def test_a_step_that_doubles_the_loss_is_taken_back_at_any_time(every: int) -> None:
     """Also long after a λ was found; and the next step is looked at, whatever `every` is."""
     x, y = models.vectors(32)
-    rule = tfkfac.LevenbergMarquardt(initial=1e-6, every=every)
-    optimizer = tfkfac.KFAC(learning_rate=500.0, momentum=0.9, damping=rule, kl_clip=None, seed=0)
-    keras.utils.set_random_seed(0)
-    model = models.sequential()
-    model.compile(optimizer, models.crossentropy())
+    model = _overshooting(every)
+    optimizer = model.optimizer
     optimizer.build(model.trainable_variables)
     optimizer._settled.assign(100)
     before = model.get_weights()
@@ -327,18 +337,14 @@ def test_a_step_that_doubles_the_loss_is_taken_back_at_any_time(every: int) -> N
 def test_a_rise_that_does_not_double_the_loss_is_kept_once_a_damping_was_found() -> None:
     """The damping rises a little, that is all."""
     x, y = models.vectors(32)
-    optimizer = tfkfac.KFAC(momentum=0.9, damping="auto", seed=0)
-    model = models.sequential()
-    model.compile(optimizer, models.crossentropy())
-    model.train_on_batch(x, y)
-    optimizer._settled.assign(100)
-    optimizer._updates.assign(5)
+    model = _thrown_back()
+    model.optimizer._settled.assign(100)
+    model.optimizer._updates.assign(5)
     kept = model.evaluate(x, y, verbose=0)
-    for velocity in optimizer._velocities:
-        velocity.assign(-3.0 * velocity)
     model.train_on_batch(x, y)
+    assert model.optimizer.reduction_ratio != 0.0  # It was looked at.
     assert kept < model.evaluate(x, y, verbose=0) < 2.0 * kept
-    assert optimizer.counts()["taken_back"] == 0
+    assert model.optimizer.counts()["taken_back"] == 0
 
 
 def test_above_ten_a_learning_rate_does_no_more_than_double() -> None:
@@ -359,6 +365,18 @@ def test_above_ten_a_learning_rate_does_no_more_than_double() -> None:
     highest = [max(10.0, 2.0 * before) for before in rates]
     assert max(rates) > 10.0
     assert all(rate <= bound for rate, bound in zip(rates[1:], highest, strict=False))
+
+
+def test_momentum_is_the_best_for_a_learning_rate_that_is_bounded() -> None:
+    plane = QuadraticModel(*map(tf.constant, (1.0, -0.01, 0.02, 0.01, 0.5)))
+    best = [float(each) for each in plane.minimiser()]
+    optimizer = tfkfac.KFAC(momentum="auto")
+    for before, most in ((1.0, 10.0), (15.0, 30.0), (100.0, best[0])):
+        rate, momentum = optimizer._best_on(plane, tf.constant(before), tf.constant(0.3))
+        assert float(rate) == pytest.approx(most)
+        expected = plane.momentum(tf.constant(most))
+        np.testing.assert_allclose(momentum, expected, rtol=1e-4)
+    assert best[0] > 30.0
 
 
 @pytest.mark.parametrize("relative", [True, False])

@@ -1,4 +1,4 @@
-"""The KL clip against its closed form."""
+"""The KL clip against its closed form, and the bound of a measured learning rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from reference import positive
 
-from tfkfac.step_size import kl_clip_scale
+from tfkfac.step_size import greatest_rate, kl_clip_scale
 
 
 def scale(clip: float, learning_rate: float, decrement: float) -> float:
@@ -43,3 +43,8 @@ def test_a_short_step_is_left_alone(decrement: float) -> None:
 
 def test_no_step_has_no_length() -> None:
     assert scale(0.5, 0.0, 174.0) == 1.0
+
+
+def test_greatest_learning_rate() -> None:
+    found = [float(greatest_rate(tf.constant(before, tf.float64))) for before in (0.0, 4.0, 7.0)]
+    assert found == [10.0, 10.0, 14.0]

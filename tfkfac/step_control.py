@@ -16,7 +16,7 @@ from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.schedule import is_due
 from tfkfac.second_look import can_look_again
-from tfkfac.step_size import AUTO_KL_CLIP, kl_clip_scale
+from tfkfac.step_size import AUTO_KL_CLIP, greatest_rate, kl_clip_scale
 from tfkfac.stopwatch import Stopwatch
 from tfkfac.units import per_example
 
@@ -200,15 +200,10 @@ class StepControl(AdaptiveDamping):
     def _best_on(
         self, damped: QuadraticModel, learning_rate: tf.Tensor, momentum: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(α, μ) that minimise the quadratic model; what is not automatic stays.
-
-        An α above 1 means that the batch has less curvature than the averages, as comes to pass by
-        and by where they lag behind. All at once it does in a batch that is as good as certain, and
-        says nothing about the next: so above `LARGE`, α no more than doubles.
-        """
+        """(α, μ) that minimise the quadratic model, α bounded; what is not automatic stays."""
         if "learning_rate" not in self.automatic:
             return learning_rate, damped.momentum(learning_rate)
-        most = tf.maximum(tf.constant(LARGE, damped.slope_p.dtype), 2.0 * learning_rate)
+        most = greatest_rate(learning_rate)
         if "momentum" not in self.automatic:
             return tf.minimum(damped.learning_rate(momentum), most), momentum
         best, momentum = damped.minimiser()
@@ -279,9 +274,6 @@ class StepControl(AdaptiveDamping):
 
         self.workers.each(decay)
 
-
-LARGE = 10.0
-"""An α up to which it may come as it does."""
 
 _COUNTED = ("updates", "clipped", "taken_back", "skipped", "failures", "seconds")
 """What `StepControl.counts` tells."""

@@ -23,6 +23,19 @@ def kl_clip_scale(clip: tf.Tensor, squared_length: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(clip / tf.maximum(squared_length, clip))
 
 
+def greatest_rate(before: tf.Tensor) -> tf.Tensor:
+    """What an α that is measured may be at most: 10, or twice the α before.
+
+    An α above 1 means that the batch has less curvature than the averages, as comes to pass by and
+    by where they lag behind. All at once it does in a batch that is as good as certain, and says
+    nothing about the next.
+
+    Args:
+        before: The last α that was measured, scalar.
+    """
+    return tf.maximum(tf.constant(10.0, before.dtype), 2.0 * before)
+
+
 def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
     """The one bound c of two names for it.
 

@@ -14,6 +14,7 @@ from benchmarks.peers.alternation import Ends, Plan, Trace
 from benchmarks.peers.contenders import CONTENDERS
 from benchmarks.zoo.curves import rounded, smoothed, thinned
 from benchmarks.zoo.results import Run
+from benchmarks.zoo.training import DIVERGED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def measurement(
     return setting.in_file() | {
         "versions": dict(versions),
         "error": trace.error,
-        "diverged": len(finite) < len(trace.losses),
+        "diverged": _diverges(trace),
         "first_step": round(trace.seconds[0], 3) if trace.seconds else None,
         "compilation": round(trace.compilation, 3),
         "megabytes": round(trace.megabytes, 1),
@@ -82,9 +83,20 @@ def measurement(
     }
 
 
+def _diverges(trace: Trace) -> bool:
+    """Whether a loss was not finite, or the last one far above the first, as in the zoo."""
+    if not trace.losses:
+        return False
+    all_finite = all(map(math.isfinite, trace.losses))
+    return not (all_finite and trace.losses[-1] <= DIVERGED * trace.losses[0])
+
+
 def _side_by_side(trace: Trace, other: Trace | None) -> list[float | None]:
-    """Mean seconds of a step of another one, in the rounds that a contender took part in."""
-    blocks = {} if other is None else other.blocks
+    """Mean seconds of a step of another one, in the rounds that a contender took part in.
+
+    None of one that diverged: steps that are skipped cost nothing.
+    """
+    blocks = {} if other is None or _diverges(other) else other.blocks
     return [rounded(blocks[i]) if i in blocks else None for i in trace.blocks]
 
 
@@ -115,9 +127,8 @@ def seconds_of_step(runs: Sequence[Run]) -> Spread | None:
     These are the last half of the rounds: before, ours updates factors and inverses more often than
     it does later. A mean, since kfac-jax makes all inverses in one step of five.
     """
-    return _spread(
-        itertools.chain.from_iterable(r["blocks"][len(r["blocks"]) // 2 :] for r in runs)
-    )
+    counted = itertools.chain.from_iterable(r["blocks"][len(r["blocks"]) // 2 :] for r in runs)
+    return _spread(seconds for seconds in counted if seconds is not None)
 
 
 def to_sgd(runs: Sequence[Run]) -> Spread | None:
