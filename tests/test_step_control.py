@@ -16,6 +16,7 @@ from steps import attached
 import tfkfac
 from tfkfac.local_model import LocalModel
 from tfkfac.quadratic_model import QuadraticModel
+from tfkfac.step_size import relaxation
 
 layers = keras.layers
 AUTO = {"learning_rate": "auto", "momentum": "auto", "damping": "auto"}
@@ -352,19 +353,32 @@ def test_above_ten_a_learning_rate_does_no_more_than_double() -> None:
     x, y = models.vectors(32)
     model = models.sequential()
     options = {"learning_rate_update_every": 1, "factor_update_every": 10**6, "kl_clip": None}
-    optimizer = tfkfac.KFAC(damping=1e-3, seed=0, **options)
+    optimizer = tfkfac.KFAC(momentum=0.0, damping=1e-3, seed=0, **options)
     model.compile(optimizer, models.crossentropy())
     model.train_on_batch(x, y)
     rates = []
-    for _ in range(8):
+    for _ in range(10):
         for block in optimizer.layer_collection.kronecker_blocks:  # of another problem altogether
             for variable in block.variables:
-                variable.assign(variable * 3.0)
+                variable.assign(variable * 1.3)
         model.train_on_batch(x, model.predict(x, verbose=0).argmax(axis=1))
         rates.append(float(optimizer.learning_rate))
     highest = [max(10.0, 2.0 * before) for before in rates]
     assert max(rates) > 10.0
     assert all(rate <= bound for rate, bound in zip(rates[1:], highest, strict=False))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9])
+def test_a_learning_rate_with_a_given_momentum_is_the_best_one_relaxed(momentum: float) -> None:
+    plane = QuadraticModel(*map(tf.constant, (1.0, -0.01, 5.0, 0.01, 0.5)))
+    μ = tf.constant(momentum)
+    rate, kept = tfkfac.KFAC(momentum=momentum)._best_on(plane, tf.constant(0.1), μ)
+    best = plane.learning_rate(μ)
+    assert float(rate) == pytest.approx(float(relaxation(best, μ) * best))
+    assert float(rate) / float(best) == pytest.approx(
+        {0.0: 1.0, 0.6: 0.76, 0.9: 0.34}[momentum], abs=0.01
+    )
+    assert float(kept) == pytest.approx(momentum)
 
 
 def test_momentum_is_the_best_for_a_learning_rate_that_is_bounded() -> None:

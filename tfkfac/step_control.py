@@ -16,7 +16,7 @@ from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.schedule import is_due
 from tfkfac.second_look import can_look_again
-from tfkfac.step_size import AUTO_KL_CLIP, greatest_rate, kl_clip_scale
+from tfkfac.step_size import AUTO_KL_CLIP, greatest_rate, kl_clip_scale, relaxation
 from tfkfac.stopwatch import Stopwatch
 from tfkfac.units import per_example
 
@@ -200,12 +200,16 @@ class StepControl(AdaptiveDamping):
     def _best_on(
         self, damped: QuadraticModel, learning_rate: tf.Tensor, momentum: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """(α, μ) that minimise the quadratic model, α bounded; what is not automatic stays."""
+        """(α, μ) that minimise the quadratic model, α bounded; what is not automatic stays.
+
+        An α without a μ of its own is shortened (`relaxation`).
+        """
         if "learning_rate" not in self.automatic:
             return learning_rate, damped.momentum(learning_rate)
         most = greatest_rate(learning_rate)
         if "momentum" not in self.automatic:
-            return tf.minimum(damped.learning_rate(momentum), most), momentum
+            best = tf.minimum(damped.learning_rate(momentum), most)
+            return relaxation(best, momentum) * best, momentum
         best, momentum = damped.minimiser()
         return tf.minimum(best, most), tf.where(best > most, damped.momentum(most), momentum)
 

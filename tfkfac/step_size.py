@@ -36,6 +36,27 @@ def greatest_rate(before: tf.Tensor) -> tf.Tensor:
     return tf.maximum(tf.constant(10.0, before.dtype), 2.0 * before)
 
 
+def relaxation(learning_rate: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
+    """κ, by which an α that one batch told is shortened before it is used with a given μ.
+
+    The steps of all batches add up to α/(1 − μ) along a direction. As far as a batch has curvature
+    of its own, α leads to where the batch alone is fitted: a projection, as of Kaczmarz, and the
+    more projections are prolonged, the farther from what fits all batches they settle. That share
+    is seen in α = pᵀg / pᵀFp: of the averages, which are of many batches, one expects 1, and the
+    more F has beyond them, the smaller it is. So κ goes from ``min(1, 1.75·(1 − μ))`` at α = 0 to 1
+    at α ≥ 1.
+
+    Args:
+        learning_rate: α, the minimiser of the quadratic model on the batch, scalar.
+        momentum: μ, scalar.
+
+    Returns:
+        κ, scalar in (0, 1].
+    """
+    least = tf.minimum(tf.ones_like(momentum), PROLONGED * (1.0 - momentum))
+    return least + (1.0 - least) * tf.clip_by_value(learning_rate, 0.0, 1.0)
+
+
 def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
     """The one bound c of two names for it.
 
@@ -60,3 +81,6 @@ def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
 
 AUTO_KL_CLIP = 0.01
 """c of ``kl_clip="auto"``, in nats for each unit of the output (measured, see docs/results)."""
+
+PROLONGED = 1.75
+"""α/(1 − μ) of all steps together, in units of the α that fits a batch, at most (measured)."""
