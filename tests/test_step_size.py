@@ -67,9 +67,10 @@ def test_relaxation(learning_rate: float, momentum: float, expected: float) -> N
 
 
 def test_relaxed_projections_onto_noisy_batches_end_nearer_to_the_solution() -> None:
-    """Batches of fewer equations than unknowns, each with noise of its own; the α of a batch is 1.
+    """Batches of fewer equations than unknowns, each with noise of its own.
 
-    With μ = 0.6 and no relaxation the steps add up to 2.5 projections.
+    A step is `scale` times the projection onto what fits its batch. With μ = 0.6 the steps add up
+    to 2.5 projections, relaxed to some 1.75.
     """
     dim, rows, μ = 40, 10, 0.6
     κ = float(relaxation(tf.constant(0.02, tf.float64), tf.constant(μ, tf.float64)))

@@ -27,16 +27,16 @@ from tfkfac.hyperparameters import (
     require_integer,
     require_patterns,
 )
-from tfkfac.inverse_turns import InverseTurns
 from tfkfac.layer_collection import MAX_FACTOR_SIZE, LayerCollection
 from tfkfac.layer_patterns import require_recurrent
 from tfkfac.local_model import LocalModel
 from tfkfac.step_size import bound_of_step
 from tfkfac.units import of_mean_loss
+from tfkfac.weight_average import WeightAverage
 
 
 @keras.saving.register_keras_serializable(package="tfkfac")
-class KFAC(InverseTurns):
+class KFAC(WeightAverage):
     """Kronecker-factored approximate curvature: natural-gradient descent for Keras models.
 
     One step is ``δ ← μ·δ − ν·α·F̂⁻¹g``, where F̂ approximates the Fisher matrix of the model's own
@@ -55,7 +55,8 @@ class KFAC(InverseTurns):
 
     Args:
         learning_rate: α, a float, a ``keras.optimizers.schedules`` schedule, or "auto": what
-            minimises the exact quadratic model of the loss on the batch.
+            minimises the exact quadratic model of the loss on the batch, less with a momentum that
+            is not "auto" where batches differ.
         momentum: μ in [0, 1), a float, a schedule, or "auto", likewise.
         damping: λ > 0, a float or a schedule: what is added to the curvature. Larger is more
             careful. "auto" follows how well steps do what was foreseen, by the rule of
@@ -294,38 +295,6 @@ class KFAC(InverseTurns):
     def _clip(self, gradients: Sequence[Any]) -> list[Any]:
         """Keras' ``clipnorm``, ``clipvalue`` and ``global_clipnorm``."""
         return list(self._clip_gradients(gradients))
-
-    def _average_weights(self) -> None:
-        """Keras' ``use_ema``; the average begins with the first update that moves the weights."""
-        if not self.use_ema:
-            return
-        pairs = [
-            (variable, average)
-            for variable, average in zip(
-                self._trainable_variables, self._model_variables_moving_average, strict=True
-            )
-            if average is not None
-        ]
-
-        def enter() -> None:
-            begun = tf.cast(self._averaged > 0, tf.float32)
-            for variable, average in pairs:
-                kept = tf.cast(self.ema_momentum * begun, average.dtype)
-                average.assign(kept * average + (1.0 - kept) * tf.cast(variable, average.dtype))
-
-        def overwrite() -> None:
-            for variable, average in pairs:
-                variable.assign(tf.cast(average, variable.dtype))
-
-        self.workers.each(enter)
-        self._averaged.assign_add(1)
-        if self.ema_overwrite_frequency:
-            updates = (self._iterations + 1) // (self.gradient_accumulation_steps or 1)
-            tf.cond(
-                updates % self.ema_overwrite_frequency == 0,
-                lambda: self.workers.each(overwrite),
-                lambda: None,
-            )
 
     # --- configuration ---------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Guards of the length of a step (mathematics.md §3)."""
+"""Guards of the length of a step (mathematics.md §3, §5)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def relaxation(learning_rate: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
     Returns:
         κ, scalar in (0, 1].
     """
-    least = tf.minimum(tf.ones_like(momentum), PROLONGED * (1.0 - momentum))
+    least = tf.minimum(tf.ones_like(momentum), OVER_RELAXATION * (1.0 - momentum))
     return least + (1.0 - least) * tf.clip_by_value(learning_rate, 0.0, 1.0)
 
 
@@ -82,5 +82,8 @@ def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
 AUTO_KL_CLIP = 0.01
 """c of ``kl_clip="auto"``, in nats for each unit of the output (measured, see docs/results)."""
 
-PROLONGED = 1.75
-"""α/(1 − μ) of all steps together, in units of the α that fits a batch, at most (measured)."""
+OVER_RELAXATION = 1.75
+"""The greatest sum of the steps along a direction, in units of the one that fits a batch.
+
+Measured; the relaxed method of Kaczmarz, which has no momentum, converges below 2.
+"""
