@@ -48,7 +48,7 @@ class LevenbergMarquardt:
 
     initial: float = 0.1
     decay: float = 0.95
-    every: int = 5
+    every: int = 10
     minimum: float | None = None
     maximum: float = 1e12
     relative: bool = True

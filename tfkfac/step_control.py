@@ -16,7 +16,13 @@ from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.schedule import is_due
 from tfkfac.second_look import can_look_again
-from tfkfac.step_size import AUTO_KL_CLIP, greatest_rate, kl_clip_scale, relaxation
+from tfkfac.step_size import (
+    AUTO_KL_CLIP,
+    greatest_rate,
+    is_steady,
+    kl_clip_scale,
+    relaxation,
+)
 from tfkfac.stopwatch import Stopwatch
 from tfkfac.units import per_example
 
@@ -62,6 +68,7 @@ class StepControl(AdaptiveDamping):
         super()._add_state()
         self._clipped_steps = self._add_count("clipped_steps", "int64")
         self._measured_slope = self._add_count("measured_slope", self._control_dtype.name)
+        self._rests = self._add_count("learning_rate_rests", "int64")
         self._stopwatch.seconds = self._add_count("curvature_seconds", "float64")
 
     # --- what callbacks ask ----------------------------------------------------------------
@@ -115,6 +122,8 @@ class StepControl(AdaptiveDamping):
             due = self._plane_is_due(looks)
             plane, damped = self._planes(due, model, directions, velocities)
             best, momentum = self._best_on(damped, learning_rate, momentum)
+            steady = tf.cast(is_steady(learning_rate, best), tf.int64)
+            self._rests.assign(tf.where(due, steady, tf.convert_to_tensor(self._rests)))
             learning_rate = tf.where(due, best, learning_rate)
             self._note(learning_rate, momentum)
             if "momentum" not in self.automatic:  # with which α is measured in every step
@@ -167,7 +176,9 @@ class StepControl(AdaptiveDamping):
         """
         if "momentum" in self.automatic:
             return tf.constant(True)
-        due = is_due(self._moves, self.learning_rate_update_every)
+        turn = is_due(self._moves, self.learning_rate_update_every)
+        due = turn & tf.equal(self._rests, 0)
+        self._rests.assign(self._rests * tf.cast(~turn, tf.int64))
         due |= tf.convert_to_tensor(self.learning_rate) <= 0.0  # no step was found: try again
         return due | self._look_is_due() if looks else due
 

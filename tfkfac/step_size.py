@@ -57,6 +57,19 @@ def relaxation(learning_rate: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
     return least + (1.0 - least) * tf.clip_by_value(learning_rate, 0.0, 1.0)
 
 
+def is_steady(before: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
+    """Whether a measured α confirms the one before it, so that the next turn may be left out.
+
+    Args:
+        before: The α that was measured before, scalar; 0 if there was none.
+        now: The α that was measured now, scalar.
+
+    Returns:
+        Whether they differ by a factor of at most `STEADY`; a boolean scalar.
+    """
+    return tf.maximum(before, now) <= STEADY * tf.minimum(before, now)
+
+
 def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
     """The one bound c of two names for it.
 
@@ -87,3 +100,6 @@ OVER_RELAXATION = 1.75
 
 Measured; the relaxed method of Kaczmarz, which has no momentum, converges below 2.
 """
+
+STEADY = 1.5
+"""By how much two α may differ that confirm each other (measured)."""
