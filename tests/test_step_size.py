@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from reference import positive
 
-from tfkfac.step_size import greatest_rate, kl_clip_scale, relaxation
+from tfkfac.step_size import greatest_rate, is_steady, kl_clip_scale, relaxation
 
 
 def scale(clip: float, learning_rate: float, decrement: float) -> float:
@@ -89,3 +89,22 @@ def test_relaxed_projections_onto_noisy_batches_end_nearer_to_the_solution() -> 
                 late.append(np.linalg.norm(w - 1.0))
         distances[scale] = np.mean(late)
     assert distances[κ] < 0.75 * distances[1.0]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "steady"),
+    [
+        (1.0, 1.0, True),
+        (1e-4, 1.49e-4, True),
+        (1e-4, 1.51e-4, False),
+        (15.1, 10.0, False),
+        (14.9, 10.0, True),
+        (0.0, 1.0, False),
+        (1.0, 0.0, False),
+    ],
+)
+def test_learning_rates_confirm_each_other_within_a_half(
+    before: float, now: float, steady: bool
+) -> None:
+    """Upwards and downwards, whatever their size; one that was found never confirms that none was."""
+    assert bool(is_steady(tf.constant(before), tf.constant(now))) == steady

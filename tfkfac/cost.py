@@ -17,7 +17,7 @@ from tfkfac.factor_forms import DENSE
 
 @dataclasses.dataclass(frozen=True)
 class WorkSchedule:
-    """How often KFAC does what beside a first-order step; by default as `KFAC()` does.
+    """How often KFAC does what beside a first-order step; by default as `KFAC()` with a steady α.
 
     Attributes:
         factor_update_every: Steps between updates of the factors.
@@ -29,8 +29,8 @@ class WorkSchedule:
 
     factor_update_every: int = 10
     inverse_update_every: int = 20
-    tangents: float = 2 / 5
-    look_every: int | None = 5
+    tangents: float = 2 / 10
+    look_every: int | None = 10
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,8 @@ class KFAC(WeightAverage):
             careful. "auto" follows how well steps do what was foreseen, by the rule of
             ``tfkfac.LevenbergMarquardt``, an object of which may be given too.
         learning_rate_update_every: Steps between two measurements of a learning rate that is
-            "auto"; in the first steps they come more often. With ``momentum="auto"`` both are
+            "auto"; in the first steps they come more often, and after one that confirms the
+            last a turn is left out. With ``momentum="auto"`` both are
             measured in every step.
         factor_decay: Decay of the averages of the factors, for each factor update.
         factor_update_every: Steps between two updates of the factors.

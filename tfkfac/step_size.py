@@ -102,4 +102,4 @@ Measured; the relaxed method of Kaczmarz, which has no momentum, converges below
 """
 
 STEADY = 1.5
-"""By how much two α may differ that confirm each other (measured)."""
+"""The factor by which two α may differ that confirm each other (measured, see docs/performance.md)."""

@@ -19,6 +19,8 @@ from benchmarks.peers.serving import LayerNames
 Array = jax.Array
 EPSILON = 1e-3
 """Added to variances, as Keras does."""
+HEADS = 4
+"""Of the transformer's attention."""
 
 
 class Layers:
@@ -65,19 +67,32 @@ class Layers:
         return x * self.get(name, "gamma") + self.get(name, "beta")
 
     def attention(self, x: Array) -> Array:
-        """Causal attention of x to itself."""
+        """Causal attention of x to itself, from dense layers: these kfac-jax knows."""
         name = self.name("multi_head_attention")
         query, key, value = (
-            jnp.einsum("btw,whd->bthd", x, self.get(name, part, "kernel"))
-            + self.get(name, part, "bias")
+            self.dense(x, f"{name}/{part}").reshape(*x.shape[:2], HEADS, -1)
             for part in ("query", "key", "value")
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", query / query.shape[-1] ** 0.5, key)
         seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
         shares = jax.nn.softmax(jnp.where(seen, scores, -1e9))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", shares, value)
-        name = f"{name}/attention_output"
-        return jnp.einsum("bthd,hdw->btw", mixed, self.get(name, "kernel")) + self.get(name, "bias")
+        return self.dense(mixed.reshape(*x.shape[:2], -1), f"{name}/attention_output")
+
+
+def flat(name: str, weight: Array) -> Array:
+    """A weight of Keras as the layers above have it: heads and their widths are one dimension.
+
+    Args:
+        name: ``layer/variable``.
+        weight: Its values.
+    """
+    if "multi_head_attention" not in name or name.endswith("attention_output/bias"):
+        return weight
+    if name.endswith("bias"):
+        return weight.reshape(-1)
+    into = name.endswith("attention_output/kernel")
+    return weight.reshape((-1, weight.shape[-1]) if into else (weight.shape[0], -1))
 
 
 def autoencoder(layers: Layers, x: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from kfac_jax._src import patches_second_moment
 
-from benchmarks.peers.networks_jax import loss_of
+from benchmarks.peers.networks_jax import flat, loss_of
 from benchmarks.peers.serving import Archive, Trainer, serve
 
 
@@ -23,7 +23,9 @@ class JaxTrainer(Trainer):
     def __init__(self, problem: str, archive: Archive) -> None:
         self.versions = {name: metadata.version(name) for name in ("jax", "kfac-jax")}
         self._loss_and_gradients = jax.value_and_grad(loss_of(problem))
-        self._weights: Any = {name: jnp.array(value) for name, value in archive.weights.items()}
+        self._weights: Any = {
+            name: flat(name, jnp.array(value)) for name, value in archive.weights.items()
+        }
         self._state: Any = None
 
     def place(self, inputs: np.ndarray, targets: np.ndarray) -> Any:
