@@ -14,7 +14,6 @@ import tensorflow as tf
 from steps import attached
 
 import tfkfac
-from tfkfac import step_control
 from tfkfac.local_model import LocalModel
 from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.step_size import relaxation
@@ -239,7 +238,7 @@ def test_looks_every_so_many_updates_once_the_damping_serves() -> None:
 def test_damping_and_learning_rate_look_at_one_quadratic_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a step that is looked at, q is measured once, for both."""
+    """By default q is measured once in ten steps, for both."""
     planes, looks = [], []
     measure, evaluate = LocalModel.plane, tfkfac.KFAC._change_of_loss
 
@@ -257,12 +256,10 @@ def test_damping_and_learning_rate_look_at_one_quadratic_model(
     model = attached(optimizer)
     optimizer.build(model.trainable_variables)
     optimizer._settled.assign(100)
-    optimizer._updates.assign(20)  # after the beginning, when all is measured more often
+    optimizer._updates.assign(50)  # after the beginning, when all is measured more often
     for _ in range(20):
         model.train_on_batch(*models.vectors())
-    assert looks == [20, 30]
-    assert set(looks) <= set(planes) <= {20, 25, 30, 35}
-    assert len(planes) == len(set(planes))
+    assert planes == looks == [50, 60]
 
 
 def _overshooting(every: int = 10) -> keras.Model:
@@ -468,25 +465,18 @@ def _rates(optimizer: tfkfac.KFAC, steps: int) -> list[float]:
     return rates
 
 
-@pytest.mark.parametrize(("steady", "every"), [(False, 4), (True, 8)])
-def test_a_learning_rate_is_measured_every_so_many_steps(
-    steady: bool, every: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A turn is left out after a measurement that confirmed the one before, never two."""
-    monkeypatch.setattr(step_control, "is_steady", lambda before, now: tf.constant(steady))
+def test_a_learning_rate_is_measured_every_so_many_steps() -> None:
     rule = tfkfac.LevenbergMarquardt(every=1000)
-    rates = _rates(tfkfac.KFAC(damping=rule, learning_rate_update_every=4, seed=0), 80)
+    rates = _rates(tfkfac.KFAC(damping=rule, learning_rate_update_every=4, seed=0), 60)
     changes = np.flatnonzero(np.diff(rates[40:])) + 1
     assert len(changes) >= 4
-    np.testing.assert_array_equal(np.diff(changes), every)
+    np.testing.assert_array_equal(np.diff(changes), 4)
     assert len(set(rates[:8])) > 4
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("times", "expected"), [(10.0, 1.0), (0.5, 0.5)])
-def test_a_step_that_is_not_measured_is_no_longer_than_the_one_that_was(
-    times: float, expected: float
-) -> None:
+@pytest.mark.parametrize("times", [10.0, 0.5])
+def test_a_step_that_is_not_measured_is_no_longer_than_the_one_that_was(times: float) -> None:
     """The second step has a gradient of so many times the first, and the same F̂."""
     x, _ = _regression()
     residual = np.random.default_rng(1).normal(size=(64, 3))
@@ -500,7 +490,11 @@ def test_a_step_that_is_not_measured_is_no_longer_than_the_one_that_was(
         return float(np.sqrt(sum(moved)))
 
     first = length_of_step(residual)
-    np.testing.assert_allclose(length_of_step(times * residual), expected * first, rtol=1e-6)
+    second = length_of_step(times * residual)
+    α = min(1.0, float(optimizer.learning_rate))
+    assert α > 0.9
+    assert second < 1.001 * first
+    np.testing.assert_allclose(second / first, min(times, times ** (α - 1.0)), rtol=1e-6)
 
 
 def test_a_learning_rate_is_measured_after_a_burn_in() -> None:

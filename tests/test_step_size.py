@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from reference import positive
 
-from tfkfac.step_size import greatest_rate, is_steady, kl_clip_scale, relaxation
+from tfkfac.step_size import greatest_rate, kl_clip_scale, relaxation, shortening
 
 
 def scale(clip: float, learning_rate: float, decrement: float) -> float:
@@ -92,19 +92,33 @@ def test_relaxed_projections_onto_noisy_batches_end_nearer_to_the_solution() -> 
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "steady"),
+    ("learning_rate", "then", "now", "expected"),
     [
-        (1.0, 1.0, True),
-        (1e-4, 1.49e-4, True),
-        (1e-4, 1.51e-4, False),
-        (15.1, 10.0, False),
-        (14.9, 10.0, True),
-        (0.0, 1.0, False),
-        (1.0, 0.0, False),
+        (1.0, 1.0, 4.0, 0.5),  # the root keeps α²·pᵀg, with pᵀFp = pᵀg
+        (3.0, 1.0, 4.0, 0.5),
+        (0.0, 1.0, 4.0, 0.25),  # α·pᵀg is kept, with pᵀFp that goes with its square
+        (0.5, 1.0, 16.0, 0.125),
+        (1.0, 4.0, 1.0, 1.0),
+        (0.0, 4.0, 1.0, 1.0),
+        (1.0, 0.0, 1.0, 0.0),
     ],
 )
-def test_learning_rates_confirm_each_other_within_a_half(
-    before: float, now: float, steady: bool
-) -> None:
-    """Upwards and downwards, whatever their size; one that was found never confirms that none was."""
-    assert bool(is_steady(tf.constant(before), tf.constant(now))) == steady
+def test_shortening(learning_rate: float, then: float, now: float, expected: float) -> None:
+    numbers = (tf.constant(each, tf.float64) for each in (learning_rate, then, now))
+    assert float(shortening(*numbers)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("times", [2.0, 5.0])
+def test_a_batch_of_few_equations_is_not_overshot_when_its_residual_grows(times: float) -> None:
+    """With F̂ = I and fewer equations than unknowns, ½‖Jw − y‖²/N of a batch has its least at α."""
+    rng = np.random.default_rng(0)
+    J, r = rng.normal(size=(5, 400)), rng.normal(size=5)
+
+    def best(residual: np.ndarray) -> tuple[float, float]:
+        p = J.T @ residual / 5
+        return p @ p, p @ p / np.mean((J @ p) ** 2)
+
+    (then, α), (now, wanted) = best(r), best(times * rng.normal(size=5) * np.abs(r).mean())
+    factor = float(shortening(*(tf.constant(each, tf.float64) for each in (α, then, now))))
+    assert α < 0.1
+    assert α * factor < 1.1 * wanted

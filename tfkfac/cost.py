@@ -17,7 +17,7 @@ from tfkfac.factor_forms import DENSE
 
 @dataclasses.dataclass(frozen=True)
 class WorkSchedule:
-    """How often KFAC does what beside a first-order step; by default as `KFAC()` with a steady α.
+    """How often KFAC does what beside a first-order step; by default as `KFAC()` does.
 
     Attributes:
         factor_update_every: Steps between updates of the factors.

@@ -62,8 +62,7 @@ class KFAC(WeightAverage):
             careful. "auto" follows how well steps do what was foreseen, by the rule of
             ``tfkfac.LevenbergMarquardt``, an object of which may be given too.
         learning_rate_update_every: Steps between two measurements of a learning rate that is
-            "auto"; in the first steps they come more often, and after one that confirms the
-            last a turn is left out. With ``momentum="auto"`` both are
+            "auto"; in the first steps they come more often. With ``momentum="auto"`` both are
             measured in every step.
         factor_decay: Decay of the averages of the factors, for each factor update.
         factor_update_every: Steps between two updates of the factors.
@@ -114,7 +113,7 @@ class KFAC(WeightAverage):
         momentum: Any = 0.6,
         damping: Any = "auto",
         *,
-        learning_rate_update_every: int = 5,
+        learning_rate_update_every: int = 10,
         factor_decay: Any = 0.9,
         factor_update_every: int = 10,
         inverse_update_every: int = 20,

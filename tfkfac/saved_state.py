@@ -14,7 +14,7 @@ from tfkfac import keras_internals
 from tfkfac.kept_state import KeptState
 from tfkfac.loss_scaling import FORMAT_KEY, has_only_scale
 
-_FORMAT = 2
+_FORMAT = 1
 """Of the layout below; it changes whenever files of before can no longer be read."""
 
 

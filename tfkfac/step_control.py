@@ -19,9 +19,9 @@ from tfkfac.second_look import can_look_again
 from tfkfac.step_size import (
     AUTO_KL_CLIP,
     greatest_rate,
-    is_steady,
     kl_clip_scale,
     relaxation,
+    shortening,
 )
 from tfkfac.stopwatch import Stopwatch
 from tfkfac.units import per_example
@@ -68,7 +68,6 @@ class StepControl(AdaptiveDamping):
         super()._add_state()
         self._clipped_steps = self._add_count("clipped_steps", "int64")
         self._measured_slope = self._add_count("measured_slope", self._control_dtype.name)
-        self._rests = self._add_count("learning_rate_rests", "int64")
         self._stopwatch.seconds = self._add_count("curvature_seconds", "float64")
 
     # --- what callbacks ask ----------------------------------------------------------------
@@ -122,8 +121,6 @@ class StepControl(AdaptiveDamping):
             due = self._plane_is_due(looks)
             plane, damped = self._planes(due, model, directions, velocities)
             best, momentum = self._best_on(damped, learning_rate, momentum)
-            steady = tf.cast(is_steady(learning_rate, best), tf.int64)
-            self._rests.assign(tf.where(due, steady, tf.convert_to_tensor(self._rests)))
             learning_rate = tf.where(due, best, learning_rate)
             self._note(learning_rate, momentum)
             if "momentum" not in self.automatic:  # with which α is measured in every step
@@ -176,9 +173,7 @@ class StepControl(AdaptiveDamping):
         """
         if "momentum" in self.automatic:
             return tf.constant(True)
-        turn = is_due(self._moves, self.learning_rate_update_every)
-        due = turn & tf.equal(self._rests, 0)
-        self._rests.assign(self._rests * tf.cast(~turn, tf.int64))
+        due = is_due(self._moves, self.learning_rate_update_every)
         due |= tf.convert_to_tensor(self.learning_rate) <= 0.0  # no step was found: try again
         return due | self._look_is_due() if looks else due
 
@@ -232,10 +227,7 @@ class StepControl(AdaptiveDamping):
             StepControl.momentum.record(self, momentum)
 
     def _shortening(self, due: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
-        """√(pᵀg then / pᵀg now), at most 1, for a step whose α was measured at an earlier one.
-
-        An α that is measured is ``pᵀg / pᵀFp``, so ``α·pᵀg`` is the squared length of its step in
-        the metric of F. No step that is not measured is longer than the measured one before it.
+        """By how much a step is shorter whose α was measured at an earlier one (`shortening`).
 
         Args:
             due: Whether α is measured in this step.
@@ -244,8 +236,8 @@ class StepControl(AdaptiveDamping):
         slope = tf.cast(slope, self._measured_slope.dtype)
         then = tf.where(due, slope, self._measured_slope)
         self._measured_slope.assign(then)
-        ratio = tf.sqrt(tf.math.divide_no_nan(then, tf.maximum(slope, then)))
-        return tf.cast(ratio, self._control_dtype)
+        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), slope.dtype)
+        return tf.cast(shortening(learning_rate, then, slope), self._control_dtype)
 
     def _guard(self, model: LocalModel, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
         """ν, which bounds a step of this squared length in the metric of the Fisher."""

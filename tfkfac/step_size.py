@@ -57,17 +57,26 @@ def relaxation(learning_rate: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
     return least + (1.0 - least) * tf.clip_by_value(learning_rate, 0.0, 1.0)
 
 
-def is_steady(before: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
-    """Whether a measured α confirms the one before it, so that the next turn may be left out.
+def shortening(learning_rate: tf.Tensor, then: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
+    """(pᵀg then / pᵀg now)^(1 − ½·min(1, α)), at most 1, for an α of an earlier batch.
+
+    No step that is not measured is longer than the measured one before it, and pᵀg tells how long
+    it would be in the metric of F. Where the batches curve as the averages do (α = 1), pᵀFp is pᵀg,
+    a step has the squared length α²·pᵀg, and the root of the ratio keeps it. Where α is small, a
+    batch has curvature of its own; with residuals r and F = JᵀJ/N there,
+    ``(pᵀg)² ≤ pᵀFp·‖r‖²/N`` (Cauchy-Schwarz), so that pᵀFp grows as the square of pᵀg: the α that
+    fits the batch goes with 1/pᵀg.
 
     Args:
-        before: The α that was measured before, scalar; 0 if there was none.
-        now: The α that was measured now, scalar.
+        learning_rate: α, as it was measured, scalar.
+        then: pᵀg where it was measured, scalar.
+        now: pᵀg, scalar.
 
     Returns:
-        Whether they differ by a factor of at most `STEADY`; a boolean scalar.
+        The factor of α, scalar in [0, 1].
     """
-    return tf.maximum(before, now) <= STEADY * tf.minimum(before, now)
+    ratio = tf.math.divide_no_nan(then, tf.maximum(now, then))
+    return ratio ** (1.0 - 0.5 * tf.clip_by_value(learning_rate, 0.0, 1.0))
 
 
 def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
@@ -100,6 +109,3 @@ OVER_RELAXATION = 1.75
 
 Measured; the relaxed method of Kaczmarz, which has no momentum, converges below 2.
 """
-
-STEADY = 1.5
-"""The factor by which two α may differ that confirm each other (measured, see docs/performance.md)."""
