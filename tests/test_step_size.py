@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from reference import positive
 
-from tfkfac.step_size import greatest_rate, kl_clip_scale, relaxation, shortening
+from tfkfac.step_size import greatest_rate, kl_clip_scale, rate_between, relaxation
 
 
 def scale(clip: float, learning_rate: float, decrement: float) -> float:
@@ -95,30 +95,34 @@ def test_relaxed_projections_onto_noisy_batches_end_nearer_to_the_solution() -> 
     ("learning_rate", "then", "now", "expected"),
     [
         (1.0, 1.0, 4.0, 0.5),  # the root keeps α²·pᵀg, with pᵀFp = pᵀg
-        (3.0, 1.0, 4.0, 0.5),
-        (0.0, 1.0, 4.0, 0.25),  # α·pᵀg is kept, with pᵀFp that goes with its square
-        (0.5, 1.0, 16.0, 0.125),
+        (3.0, 1.0, 4.0, 1.5),
+        (1e-9, 1.0, 4.0, 0.25e-9),  # α·pᵀg is kept, with pᵀFp that goes with its square
+        (0.5, 1.0, 16.0, 0.0625),
         (1.0, 4.0, 1.0, 1.0),
-        (0.0, 4.0, 1.0, 1.0),
+        (3.0, 4.0, 1.0, 3.0),
+        (1e-9, 1.5, 1.0, 1.5e-9),
+        (1e-9, 4.0, 1.0, 2e-9),
+        (0.5, 4.0, 1.0, 0.5 * 2**0.5),
         (1.0, 0.0, 1.0, 0.0),
+        (1.0, 1.0, 1.0, 1.0),
     ],
 )
-def test_shortening(learning_rate: float, then: float, now: float, expected: float) -> None:
+def test_a_rate_between(learning_rate: float, then: float, now: float, expected: float) -> None:
     numbers = (tf.constant(each, tf.float64) for each in (learning_rate, then, now))
-    assert float(shortening(*numbers)) == pytest.approx(expected, rel=1e-12)
+    assert float(rate_between(*numbers)) == pytest.approx(expected, rel=1e-7)
 
 
-@pytest.mark.parametrize("times", [2.0, 5.0])
-def test_a_batch_of_few_equations_is_not_overshot_when_its_residual_grows(times: float) -> None:
-    """With F̂ = I and fewer equations than unknowns, ½‖Jw − y‖²/N of a batch has its least at α."""
+@pytest.mark.parametrize("steeper", [0.9, 1.5, 2.0])
+def test_a_steeper_batch_of_few_equations_is_fitted_by_the_rate_of_another(steeper: float) -> None:
+    """With F̂ = I; the least of ½‖Jw − r‖²/N along p = Jᵀr/N is at α = pᵀp / (‖Jp‖²/N)."""
     rng = np.random.default_rng(0)
     J, r = rng.normal(size=(5, 400)), rng.normal(size=5)
 
-    def best(residual: np.ndarray) -> tuple[float, float]:
-        p = J.T @ residual / 5
-        return p @ p, p @ p / np.mean((J @ p) ** 2)
+    def best(J: np.ndarray) -> tuple[float, float]:
+        p = J.T @ r / 5
+        return p @ p / np.mean((J @ p) ** 2), p @ p
 
-    (then, α), (now, wanted) = best(r), best(times * rng.normal(size=5) * np.abs(r).mean())
-    factor = float(shortening(*(tf.constant(each, tf.float64) for each in (α, then, now))))
+    (α, then), (wanted, now) = best(J), best(steeper * J)
     assert α < 0.1
-    assert α * factor < 1.1 * wanted
+    between = rate_between(*(tf.constant(each, tf.float64) for each in (α, then, now)))
+    np.testing.assert_allclose(between, wanted, rtol=0.05)

@@ -20,8 +20,8 @@ from tfkfac.step_size import (
     AUTO_KL_CLIP,
     greatest_rate,
     kl_clip_scale,
+    rate_between,
     relaxation,
-    shortening,
 )
 from tfkfac.stopwatch import Stopwatch
 from tfkfac.units import per_example
@@ -124,7 +124,7 @@ class StepControl(AdaptiveDamping):
             learning_rate = tf.where(due, best, learning_rate)
             self._note(learning_rate, momentum)
             if "momentum" not in self.automatic:  # with which α is measured in every step
-                learning_rate *= self._shortening(due, slope)
+                learning_rate = self._rate_between(due, learning_rate, slope)
         if "momentum" in self.automatic:
             assert plane is not None
             joint = plane
@@ -226,18 +226,21 @@ class StepControl(AdaptiveDamping):
         if "momentum" in self.automatic:
             StepControl.momentum.record(self, momentum)
 
-    def _shortening(self, due: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
-        """By how much a step is shorter whose α was measured at an earlier one (`shortening`).
+    def _rate_between(
+        self, due: tf.Tensor, learning_rate: tf.Tensor, slope: tf.Tensor
+    ) -> tf.Tensor:
+        """α as it is, if it is measured in this step; else see `rate_between`.
 
         Args:
             due: Whether α is measured in this step.
+            learning_rate: α, as it was last measured.
             slope: pᵀg.
         """
         slope = tf.cast(slope, self._measured_slope.dtype)
         then = tf.where(due, slope, self._measured_slope)
         self._measured_slope.assign(then)
-        learning_rate = tf.cast(tf.convert_to_tensor(self.learning_rate), slope.dtype)
-        return tf.cast(shortening(learning_rate, then, slope), self._control_dtype)
+        between = rate_between(tf.cast(learning_rate, slope.dtype), then, slope)
+        return tf.cast(between, learning_rate.dtype)
 
     def _guard(self, model: LocalModel, squared_length: Callable[[], tf.Tensor]) -> tf.Tensor:
         """ν, which bounds a step of this squared length in the metric of the Fisher."""

@@ -57,15 +57,15 @@ def relaxation(learning_rate: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
     return least + (1.0 - least) * tf.clip_by_value(learning_rate, 0.0, 1.0)
 
 
-def shortening(learning_rate: tf.Tensor, then: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
-    """(pᵀg then / pᵀg now)^(1 − ½·min(1, α)), at most 1, for an α of an earlier batch.
+def rate_between(learning_rate: tf.Tensor, then: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
+    """The α of a step of which none is measured, from one of an earlier batch.
 
-    No step that is not measured is longer than the measured one before it, and pᵀg tells how long
-    it would be in the metric of F. Where the batches curve as the averages do (α = 1), pᵀFp is pᵀg,
-    a step has the squared length α²·pᵀg, and the root of the ratio keeps it. Where α is small, a
-    batch has curvature of its own; with residuals r and F = JᵀJ/N there,
-    ``(pᵀg)² ≤ pᵀFp·‖r‖²/N`` (Cauchy-Schwarz), so that pᵀFp grows as the square of pᵀg: the α that
-    fits the batch goes with 1/pᵀg.
+    It leaves the length of the step in the metric of F as it was, as far as pᵀg tells. Where the
+    batches curve as the averages do (α = 1), pᵀFp is pᵀg: with the root of ``pᵀg then / pᵀg now`` a
+    step that would be longer keeps the squared length α²·pᵀg; no other needs anything. Where α is
+    small, a batch has curvature of its own: with residuals r and F = JᵀJ/N there,
+    ``(pᵀg)² ≤ pᵀFp·‖r‖²/N`` (Cauchy-Schwarz). Residuals are much the same from batch to batch, so
+    pᵀFp grows as the square of pᵀg: the α that fits the batch goes with 1/pᵀg, both ways.
 
     Args:
         learning_rate: α, as it was measured, scalar.
@@ -73,10 +73,14 @@ def shortening(learning_rate: tf.Tensor, then: tf.Tensor, now: tf.Tensor) -> tf.
         now: pᵀg, scalar.
 
     Returns:
-        The factor of α, scalar in [0, 1].
+        α times ``(then/now)^(1 − ½·min(1, α))``, where pᵀg has grown; else times
+        ``min(2, then/now)^(1 − min(1, α))``; scalar.
     """
-    ratio = tf.math.divide_no_nan(then, tf.maximum(now, then))
-    return ratio ** (1.0 - 0.5 * tf.clip_by_value(learning_rate, 0.0, 1.0))
+    ratio = tf.math.divide_no_nan(then, now)
+    share = tf.clip_by_value(learning_rate, 0.0, 1.0)
+    shorter = tf.minimum(ratio, 1.0) ** (1.0 - 0.5 * share)
+    longer = tf.clip_by_value(ratio, 1.0, AT_MOST_TIMES) ** (1.0 - share)
+    return learning_rate * shorter * longer
 
 
 def bound_of_step(kl_clip: Any, norm_constraint: Any) -> Any:
@@ -109,3 +113,6 @@ OVER_RELAXATION = 1.75
 
 Measured; the relaxed method of Kaczmarz, which has no momentum, converges below 2.
 """
+
+AT_MOST_TIMES = 2.0
+"""By how much a step that is not measured may have a greater α than the measured one before it."""
