@@ -16,13 +16,7 @@ from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
 from tfkfac.schedule import is_due
 from tfkfac.second_look import can_look_again
-from tfkfac.step_size import (
-    AUTO_KL_CLIP,
-    greatest_rate,
-    kl_clip_scale,
-    rate_between,
-    relaxation,
-)
+from tfkfac.step_size import AUTO_KL_CLIP, greatest_rate, kl_clip_scale, rate_between, relaxation
 from tfkfac.stopwatch import Stopwatch
 from tfkfac.units import per_example
 
