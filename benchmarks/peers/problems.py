@@ -71,7 +71,7 @@ PROBLEMS = {
             "transformer",
             zoo.PROBLEMS["gpt-ptb"],
             {"SGD": 1e-1, "Adam": 3e-3, "AdamW": 3e-3, "Muon": 1e-2},
-            {"learning_rate": 0.1, "momentum": 0.9, "damping": 0.1},
+            {"learning_rate": 0.01, "momentum": 0.9, "damping": 0.1},
         ),
     )
 }
