@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 from reference import add_variable
 
+import tfkfac
 from tfkfac.blocks import ConvBlock, DenseBlock, KroneckerBlock
 from tfkfac.blocks.use import Use, UseWeights
 from tfkfac.blocks.window import Window
@@ -188,6 +190,15 @@ def test_a_mean_step_shares_out_statistics_and_inverses() -> None:
     assert COST.kfac(seldom) == pytest.approx(1 + 2 + (3 + 4) / 10 + 5 + 6 / 20)
     automatic = WorkSchedule(10, 20, tangents=2, look_every=5)
     assert COST.kfac(automatic) == pytest.approx(COST.kfac(seldom) + 2 * 2 + 1 / 5)
+
+
+def test_the_usual_schedule_is_that_of_the_optimizer() -> None:
+    told = {n: p.default for n, p in inspect.signature(tfkfac.KFAC).parameters.items()}
+    usual = WorkSchedule()
+    assert usual.factor_update_every == told["factor_update_every"]
+    assert usual.inverse_update_every == told["inverse_update_every"]
+    assert usual.tangents == 2 / told["learning_rate_update_every"]
+    assert usual.look_every == tfkfac.LevenbergMarquardt().every
 
 
 def test_costs_add_up() -> None:

@@ -341,6 +341,7 @@ def test_a_rise_that_does_not_double_the_loss_is_kept_once_a_damping_was_found()
     model = _thrown_back()
     model.optimizer._settled.assign(100)
     model.optimizer._updates.assign(10)
+    model.optimizer._ratio.assign(0.0)
     kept = model.evaluate(x, y, verbose=0)
     model.train_on_batch(x, y)
     assert model.optimizer.reduction_ratio != 0.0  # It was looked at.

@@ -25,7 +25,7 @@ class LevenbergMarquardt:
     Example:
 
     ```python
-    optimizer = tfkfac.KFAC(damping=tfkfac.LevenbergMarquardt(initial=10.0, every=10))
+    optimizer = tfkfac.KFAC(damping=tfkfac.LevenbergMarquardt(initial=10.0, every=5))
     ```
 
     Args:

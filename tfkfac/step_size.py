@@ -79,7 +79,7 @@ def rate_between(learning_rate: tf.Tensor, then: tf.Tensor, now: tf.Tensor) -> t
     ratio = tf.math.divide_no_nan(then, now)
     share = tf.clip_by_value(learning_rate, 0.0, 1.0)
     shorter = tf.minimum(ratio, 1.0) ** (1.0 - 0.5 * share)
-    longer = tf.clip_by_value(ratio, 1.0, AT_MOST_TIMES) ** (1.0 - share)
+    longer = tf.clip_by_value(ratio, 1.0, GREATEST_RAISE) ** (1.0 - share)
     return learning_rate * shorter * longer
 
 
@@ -114,5 +114,5 @@ OVER_RELAXATION = 1.75
 Measured; the relaxed method of Kaczmarz, which has no momentum, converges below 2.
 """
 
-AT_MOST_TIMES = 2.0
+GREATEST_RAISE = 2.0
 """By how much a step that is not measured may have a greater α than the measured one before it."""
