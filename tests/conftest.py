@@ -29,13 +29,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--within", type=float, metavar="SECONDS", help=told)
     told = "run the tests in an order that is drawn with this seed"
     parser.addoption("--shuffled", type=int, metavar="SEED", help=told)
+    told = "run each Nth test only, from the Kth on: N such runs have all tests, each once"
+    parser.addoption("--share", metavar="K/N", help=told)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Shuffles, so that a run that must end in time is not always the same head of the list."""
     seed = config.getoption("--shuffled")
     if seed is not None:
         random.Random(seed).shuffle(items)
+    share = config.getoption("--share")
+    if share is not None:
+        first, number = map(int, share.split("/"))
+        config.hook.pytest_deselected(
+            items=[i for k, i in enumerate(items, 1) if (k - first) % number]
+        )
+        items[:] = items[first - 1 :: number]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals, recurrent_pass
+from tfkfac import keras_internals, recurrent_pass, xla_gaps
 from tfkfac.blocks import RecurrentBlock
 from tfkfac.callbacks.all_ranks import AllRanks
 from tfkfac.callbacks.stop_if_failing import StopIfFailing
@@ -92,6 +92,8 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         self.require_supported(model)
         if is_over_horovod(self.distribution):
             model.jit_compile = False  # Horovod's operations are none of XLA's
+        if getattr(model, "jit_compile", False) and self._takes_tangents():
+            self._leave_xla(model)
         if current is None:
             self._model_reference = weakref.ref(model)
             self._recorder.attach(model)
@@ -100,6 +102,14 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
             adopt(wrapping, self._decide_together, self.build_to_save)
         if has_replicas(model.distribute_strategy):
             self._build_early()
+
+    @staticmethod
+    def _leave_xla(model: Any) -> None:
+        """Where it cannot compile a step."""
+        gaps = xla_gaps.of(model)
+        if gaps:
+            xla_gaps.warn(gaps)
+            model.jit_compile = False
 
     def _decide_together(self, finite: tf.Tensor, gradients: Sequence[Any]) -> tf.Tensor:
         """Whether a step with a scaled loss is made: all workers skip it if one of them must.
