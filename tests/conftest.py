@@ -35,17 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffles, so that a run that must end in time is not always the same head of the list."""
+    """Shuffles, so that a run that must end in time is not always the same head of the list.
+
+    Then keeps a share, of what ``-m`` and ``-k`` left.
+    """
     seed = config.getoption("--shuffled")
     if seed is not None:
         random.Random(seed).shuffle(items)
     share = config.getoption("--share")
     if share is not None:
         first, number = map(int, share.split("/"))
-        config.hook.pytest_deselected(
-            items=[i for k, i in enumerate(items, 1) if (k - first) % number]
-        )
-        items[:] = items[first - 1 :: number]
+        kept = items[first - 1 :: number]
+        del items[first - 1 :: number]
+        config.hook.pytest_deselected(items=list(items))
+        items[:] = kept
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

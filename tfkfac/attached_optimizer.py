@@ -92,7 +92,7 @@ class AttachedOptimizer(keras.optimizers.Optimizer):
         self.require_supported(model)
         if is_over_horovod(self.distribution):
             model.jit_compile = False  # Horovod's operations are none of XLA's
-        if getattr(model, "jit_compile", False) and self._takes_tangents():
+        if model.compiled and model.jit_compile and self._takes_tangents():
             self._leave_xla(model)
         if current is None:
             self._model_reference = weakref.ref(model)

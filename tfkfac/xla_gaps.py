@@ -20,7 +20,7 @@ def of(model: Any) -> list[str]:
     """The layers whose Jacobian-vector products cannot be compiled, by name.
 
     The second derivative of maximum pooling (``MaxPoolGradGrad``) is known to XLA in single
-    precision only.
+    precision only. Layers of one's own that pool are not seen.
     """
     return [
         layer.name
