@@ -182,6 +182,7 @@ _NUMBERS = {"learning_rate": 0.05, "momentum": 0.9, "damping": 1e-2}
 
 _STEADY = {"damping": 0.1}
 """With "auto" these networks learn random labels by heart, and magnify rounding a millionfold."""
+_CAREFUL = {"damping": tfkfac.LevenbergMarquardt(initial=10.0, recurrent_minimum=1.0)}
 _BOTH = {"learning_rate": "auto", "momentum": "auto"}
 
 CASES = {
@@ -233,6 +234,7 @@ CASES = {
         _STEADY,
     ),
     "masks": Case(_recurrent, _sequences, _classify(), _STEADY),
+    "recurrent-automatic": Case(_recurrent, _sequences, _classify(), _CAREFUL),
     "chains": Case(_recurrent, _sequences, _classify(), {**_STEADY, "recurrent": "lggm_symmetric"}),
     "attention": Case(_attentive, lambda: (_sequences()[0], _classes(24)), _classify()),
     "two-losses": Case(

@@ -84,6 +84,7 @@ def test_changes_that_drown_in_rounding_say_nothing() -> None:
         ({"every": 2.5}, "`every` must be an integer >= 1"),
         ({"minimum": 2.0}, "in this order, got minimum=2.0, initial=0.1"),
         ({"maximum": "1"}, "`maximum` must be a number"),
+        ({"recurrent_minimum": -1.0}, "`recurrent_minimum` must be a number >= 0"),
         ({"relative": 1}, "`relative` must be True or False, got 1"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac.blocks import Block, CurvatureBlock
+from tfkfac.blocks import Block, CurvatureBlock, RecurrentBlock
 from tfkfac.damping import (
     RAISE,
     SERVES,
@@ -22,7 +22,7 @@ from tfkfac.failures import Failures
 from tfkfac.hyperparameters import Hyperparameter, Range
 from tfkfac.local_model import Batch, LocalModel
 from tfkfac.second_look import loss_at_present_weights
-from tfkfac.units import share_of_mean
+from tfkfac.units import share_of_mean, weights_and_squares
 
 
 class AdaptiveDamping(Failures):
@@ -50,6 +50,7 @@ class AdaptiveDamping(Failures):
         self._settled = self._add_count("settled", "int64")
         self._taken_back = self._add_count("taken_back", "int64")
         self._unit = self._add_count("mean_eigenvalue", "float32", "ones")
+        self._trace_per_term = self._add_count("trace_per_term", "float32")
         blocks = self.layer_collection.curvature_blocks
         self._eigenvalues = self.add_variable(
             shape=(len(blocks),), dtype="float32", name="mean_eigenvalues"
@@ -75,15 +76,19 @@ class AdaptiveDamping(Failures):
         relative = "damping" in self.automatic and self.levenberg_marquardt.relative
         if not relative or not any(isinstance(block, CurvatureBlock) for block in blocks):
             return [damping] * len(blocks)
-        units = in_units_of(
-            tf.convert_to_tensor(self._unit), tf.convert_to_tensor(self._eigenvalues)
-        )
+        units = in_units_of(tf.convert_to_tensor(self._unit), self._eigenvalues_that_count())
         all_dampings = tf.unstack(damping * tf.cast(units, damping.dtype))
         position_of = self._division.roles.position_of
         return [
             all_dampings[position_of(block)] if isinstance(block, CurvatureBlock) else damping
             for block in blocks
         ]
+
+    def _eigenvalues_that_count(self) -> tf.Tensor:
+        """Mean eigenvalues, of recurrent blocks no less than `recurrent_minimum` says."""
+        minimum = self.levenberg_marquardt.recurrent_minimum
+        least = [minimum * isinstance(block, RecurrentBlock) for block in self._division.blocks]
+        return tf.maximum(tf.convert_to_tensor(self._eigenvalues), least * self._trace_per_term)
 
     def _note_eigenvalues(self) -> None:
         """Keeps the mean eigenvalue of every block, as its averages stand now."""
@@ -113,15 +118,30 @@ class AdaptiveDamping(Failures):
             return {}
         return {"damping": keras.saving.serialize_keras_object(self.levenberg_marquardt)}
 
-    def _begin_damping(self) -> None:
-        """λ₀, from the curvature of the first batch."""
+    def _begin_damping(self, batch: Any, share: tf.Tensor) -> None:
+        """λ₀ and the units of damping, from the curvature of the first batch.
+
+        Args:
+            batch: Of each worker; of micro-batches, the last.
+            share: Of its examples in all that the curvature is of.
+        """
         present = {id(block) for block in self.layer_collection}
         sizes = [float(b.parameters) * (id(b) in present) for b in self._division.blocks]
-        means = tf.convert_to_tensor(self._eigenvalues)
-        unit = tf.linalg.tensordot(means, tf.constant(sizes), 1) / max(sum(sizes), 1.0)
-        unit = tf.where(tf.math.is_finite(unit) & (unit > 0.0), unit, tf.ones_like(unit))
-        self._unit.assign(tf.cast(unit, tf.float32))
+        trace = tf.linalg.tensordot(tf.convert_to_tensor(self._eigenvalues), tf.constant(sizes), 1)
+        trace = tf.where(tf.math.is_finite(trace) & (trace > 0.0), trace, max(sum(sizes), 1.0))
+        unit = trace / max(sum(sizes), 1.0)
+        self._unit.assign(unit)
+        self._trace_per_term.assign(trace * self._weight_of_one(batch) * share)
         AdaptiveDamping.damping.record(self, self.levenberg_marquardt.first(unit))
+
+    def _weight_of_one(self, batch: Any) -> tf.Tensor:
+        """1/n, the share of one of n loss values of equal weight in all: Σw² / (Σw)²."""
+
+        def own(batch: Batch) -> list[tf.Tensor]:
+            return weights_and_squares(batch.observations, self._control_dtype)
+
+        total, squares = self.workers.first(self.workers.sum(self.workers.each(own, batch)))
+        return tf.cast(tf.math.divide_no_nan(squares, tf.square(total)), tf.float32)
 
     # --- the look back ---------------------------------------------------------------------
 

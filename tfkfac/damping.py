@@ -41,6 +41,9 @@ class LevenbergMarquardt:
             damped in proportion to its own: one whose eigenvalues are ten times those of the first
             batch's F, by 10·λ. The blocks of a network differ by orders of magnitude, so that one λ
             for all would leave some without damping and hold others back.
+        recurrent_minimum: What a recurrent block's mean eigenvalue counts for at least, where λ is
+            `relative`; in units of tr F / n on the first batch, n the number of its loss values.
+            0 damps these blocks like all others.
 
     Raises:
         ValueError: An argument is not allowed.
@@ -52,6 +55,7 @@ class LevenbergMarquardt:
     minimum: float | None = None
     maximum: float = 1e12
     relative: bool = True
+    recurrent_minimum: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks."""
@@ -63,6 +67,7 @@ class LevenbergMarquardt:
             "decay", self.decay
         )
         Range(1, integer=True).check("every", self.every)
+        Range(0.0, schedulable=False).check("recurrent_minimum", self.recurrent_minimum)
         if not isinstance(self.relative, bool):
             raise ValueError(f"Argument `relative` must be True or False, got {self.relative!r}.")
         if not self.least <= self.initial <= self.maximum:

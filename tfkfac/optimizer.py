@@ -265,7 +265,12 @@ class KFAC(WeightAverage):
         with self._stopwatch.running():
             tf.cond(self._factors_are_due(), lambda: self._update_factors(model), lambda: None)
         if "damping" in self.automatic:
-            tf.cond(updates <= 0, self._begin_damping, lambda: None)
+
+            def begin() -> None:
+                share = self._share_of_batch(self._examples_of(model.batch))
+                self._begin_damping(model.batch, share)
+
+            tf.cond(updates <= 0, begin, lambda: None)
 
         def move() -> None:
             with self._stopwatch.running():

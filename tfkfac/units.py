@@ -56,3 +56,12 @@ def per_example(observation: Observation) -> tf.Tensor:
     """
     total = tf.reduce_sum(observation.weights)
     return total / tf.cast(observation.whole, total.dtype)
+
+
+def weights_and_squares(observations: Sequence[Observation], dtype: tf.DType) -> list[tf.Tensor]:
+    """``Σ_u w_u`` and ``Σ_u w_u²`` over the loss values of all losses, w_u = N·c_u."""
+    weights = [tf.cast(observation.weights, dtype) for observation in observations]
+    return [
+        tf.add_n([tf.reduce_sum(each) for each in weights]),
+        tf.add_n([tf.reduce_sum(tf.square(each)) for each in weights]),
+    ]
