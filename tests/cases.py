@@ -182,7 +182,8 @@ _NUMBERS = {"learning_rate": 0.05, "momentum": 0.9, "damping": 1e-2}
 
 _STEADY = {"damping": 0.1}
 """With "auto" these networks learn random labels by heart, and magnify rounding a millionfold."""
-_CAREFUL = {"damping": tfkfac.LevenbergMarquardt(initial=10.0, recurrent_minimum=1.0)}
+_CAREFUL = {"damping": tfkfac.LevenbergMarquardt(initial=10.0)}
+"""With so much of it they do not."""
 _BOTH = {"learning_rate": "auto", "momentum": "auto"}
 
 CASES = {
