@@ -103,10 +103,15 @@ def test_terms_of_unequal_weight_count_for_less() -> None:
     np.testing.assert_allclose(terms_of(model), kept.sum() ** 2 / (kept**2).sum(), rtol=1e-5)
 
 
-def test_a_batch_without_weight_leaves_the_damping_finite() -> None:
-    model = tagger(damping=rule(100.0))
+def test_damping_begins_with_the_first_batch_that_has_curvature() -> None:
+    model = tagger(damping=rule(100.0), factor_update_every=1)
     model.train_on_batch(TOKENS, LABELS, sample_weight=np.zeros((5, 4)))
-    assert np.isfinite(model.optimizer.damping_of(recurrent_block(model)))
+    np.testing.assert_allclose(model.optimizer.damping, 0.1)
+    model.train_on_batch(TOKENS, LABELS)
+    mean = trace_of(model) / sum(block.parameters for block in blocks_of(model))
+    assert mean < 0.5
+    np.testing.assert_allclose(model.optimizer.damping, 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(terms_of(model), PLACES, rtol=1e-5)
 
 
 def test_micro_batches_count_together() -> None:

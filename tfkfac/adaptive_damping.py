@@ -118,8 +118,12 @@ class AdaptiveDamping(Failures):
             return {}
         return {"damping": keras.saving.serialize_keras_object(self.levenberg_marquardt)}
 
+    def _has_damping_to_begin(self) -> tf.Tensor:
+        """Whether the units of damping are still those of no curvature at all."""
+        return (self._moves <= 0) | (tf.convert_to_tensor(self._trace_per_term) <= 0.0)
+
     def _begin_damping(self, batch: Any, share: tf.Tensor) -> None:
-        """λ₀ and the units of damping, from the curvature of the first batch.
+        """λ₀ and the units of damping, from the curvature of the first batch that has any.
 
         Args:
             batch: Of each worker; of micro-batches, the last.
@@ -128,8 +132,8 @@ class AdaptiveDamping(Failures):
         present = {id(block) for block in self.layer_collection}
         sizes = [float(b.parameters) * (id(b) in present) for b in self._division.blocks]
         trace = tf.linalg.tensordot(tf.convert_to_tensor(self._eigenvalues), tf.constant(sizes), 1)
-        trace = tf.where(tf.math.is_finite(trace) & (trace > 0.0), trace, max(sum(sizes), 1.0))
-        unit = trace / max(sum(sizes), 1.0)
+        trace = tf.where(tf.math.is_finite(trace), trace, tf.zeros_like(trace))
+        unit = tf.where(trace > 0.0, trace / max(sum(sizes), 1.0), tf.ones_like(trace))
         self._unit.assign(unit)
         self._trace_per_term.assign(trace * self._weight_of_one(batch) * share)
         AdaptiveDamping.damping.record(self, self.levenberg_marquardt.first(unit))

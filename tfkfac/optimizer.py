@@ -270,7 +270,7 @@ class KFAC(WeightAverage):
                 share = self._share_of_batch(self._examples_of(model.batch))
                 self._begin_damping(model.batch, share)
 
-            tf.cond(updates <= 0, begin, lambda: None)
+            tf.cond(self._has_damping_to_begin(), begin, lambda: None)
 
         def move() -> None:
             with self._stopwatch.running():
