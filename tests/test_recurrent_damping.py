@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from strategies import mirrored
 
 import tfkfac
 from tfkfac.blocks import RecurrentBlock
@@ -18,7 +19,7 @@ LABELS = np.array([[0, 1, 2, 0], [1, 1, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0], [0, 2
 PLACES = 4 + 2 + 3 + 1 + 4
 
 
-def tagger(*, eager: bool = True, **arguments: Any) -> keras.Model:
+def tagger(*, eager: bool = True, loss_weight: float = 1.0, **arguments: Any) -> keras.Model:
     """A recurrent network of one output a place, padding masked."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -31,7 +32,8 @@ def tagger(*, eager: bool = True, **arguments: Any) -> keras.Model:
         ]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tfkfac.KFAC(seed=1, **arguments), loss, run_eagerly=eager)
+    optimizer = tfkfac.KFAC(seed=1, **arguments)
+    model.compile(optimizer, loss, loss_weights=[loss_weight], run_eagerly=eager)
     return model
 
 
@@ -129,8 +131,7 @@ def test_later_batches_change_nothing() -> None:
 
 
 def test_two_replicas_count_their_terms_together() -> None:
-    tf.distribute.MirroredStrategy._collective_key_base += 100_000
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with mirrored(2).scope():
         model = tagger(damping=rule(100.0), eager=False)
         model.fit(tf.data.Dataset.from_tensor_slices((TOKENS[:4], LABELS[:4])).batch(4), verbose=0)
         np.testing.assert_allclose(terms_of(model), PLACES - 4, rtol=1e-5)
@@ -142,7 +143,7 @@ def test_two_replicas_count_their_terms_together() -> None:
 def test_a_damping_of_ones_own_is_that_of_all_blocks(damping: Any) -> None:
     model = tagger(damping=damping)
     model.train_on_batch(TOKENS, LABELS)
-    for block in model.optimizer.layer_collection.curvature_blocks:
+    for block in blocks_of(model):
         np.testing.assert_allclose(model.optimizer.damping_of(block), model.optimizer.damping)
 
 
@@ -150,10 +151,7 @@ def test_a_loss_of_another_scale_has_steps_of_the_same_kind() -> None:
     """λ of every block is in units of F."""
     dampings = []
     for weight in (1.0, 784.0):
-        model = tagger(damping=rule(100.0))
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(model.optimizer, loss, loss_weights=[weight], run_eagerly=True)
+        model = tagger(damping=rule(100.0), loss_weight=weight)
         model.train_on_batch(TOKENS, LABELS)
-        blocks = model.optimizer.layer_collection.curvature_blocks
-        dampings.append([float(model.optimizer.damping_of(block)) for block in blocks])
+        dampings.append([float(model.optimizer.damping_of(block)) for block in blocks_of(model)])
     np.testing.assert_allclose(dampings[1], 784.0 * np.array(dampings[0]), rtol=1e-4)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkfac import linalg
 from tfkfac.blocks import Block, CurvatureBlock, RecurrentBlock
 from tfkfac.damping import (
     RAISE,
@@ -86,9 +87,10 @@ class AdaptiveDamping(Failures):
 
     def _eigenvalues_that_count(self) -> tf.Tensor:
         """Mean eigenvalues, of recurrent blocks no less than `recurrent_minimum` says."""
-        minimum = self.levenberg_marquardt.recurrent_minimum
-        least = [minimum * isinstance(block, RecurrentBlock) for block in self._division.blocks]
-        return tf.maximum(tf.convert_to_tensor(self._eigenvalues), least * self._trace_per_term)
+        least = self.levenberg_marquardt.recurrent_minimum * self._trace_per_term
+        recurrent = [isinstance(block, RecurrentBlock) for block in self._division.blocks]
+        means = tf.convert_to_tensor(self._eigenvalues)
+        return tf.where(recurrent, tf.maximum(means, least), means)
 
     def _note_eigenvalues(self) -> None:
         """Keeps the mean eigenvalue of every block, as its averages stand now."""
@@ -119,7 +121,7 @@ class AdaptiveDamping(Failures):
         return {"damping": keras.saving.serialize_keras_object(self.levenberg_marquardt)}
 
     def _has_damping_to_begin(self) -> tf.Tensor:
-        """Whether the units of damping are still those of no curvature at all."""
+        """Whether λ is not yet adapted: nothing has moved, or no batch has had curvature."""
         return (self._moves <= 0) | (tf.convert_to_tensor(self._trace_per_term) <= 0.0)
 
     def _begin_damping(self, batch: Any, share: tf.Tensor) -> None:
@@ -131,7 +133,7 @@ class AdaptiveDamping(Failures):
         """
         present = {id(block) for block in self.layer_collection}
         sizes = [float(b.parameters) * (id(b) in present) for b in self._division.blocks]
-        trace = tf.linalg.tensordot(tf.convert_to_tensor(self._eigenvalues), tf.constant(sizes), 1)
+        trace = linalg.dot(tf.convert_to_tensor(self._eigenvalues), tf.constant(sizes))
         trace = tf.where(tf.math.is_finite(trace), trace, tf.zeros_like(trace))
         unit = tf.where(trace > 0.0, trace / max(sum(sizes), 1.0), tf.ones_like(trace))
         self._unit.assign(unit)

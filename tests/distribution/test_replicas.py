@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from cases import CASES, Case, train, weights_of
 from distribution.alone import assert_as_alone, fast_ones_first
+from strategies import mirrored
 
 import tfkfac
 
@@ -18,12 +19,6 @@ FAST = ("automatic", "one-example", "mean-by-weights", "accumulation-automatic")
 
 FOUR = ("uneven", "one-example", "two-losses", "ekfac", "convolutions-one-example")
 """Cases for four replicas."""
-
-
-def mirrored(replicas: int) -> tf.distribute.Strategy:
-    """A strategy over logical devices; in one process each needs collective keys of its own."""
-    tf.distribute.MirroredStrategy._collective_key_base += 100_000
-    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(replicas)])
 
 
 def placed(name: str, placement: str | float) -> Case:

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from faults import fault_cases
 from faults.fault_cases import FAULTS, KEPT, MODES, SIZE, SKIPPED, TRAINS, Batch, Fault
+from strategies import mirrored
 
 import tfkfac
 
@@ -26,10 +27,7 @@ IN_GRAPH = ("NaN in the inputs", "NaN with BatchNormalization", "a loss of 1e30"
 
 
 def _scope(mode: str) -> contextlib.AbstractContextManager:
-    if mode != "2 replicas":
-        return contextlib.nullcontext()
-    tf.distribute.MirroredStrategy._collective_key_base += 100_000
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
+    return mirrored(2).scope() if mode == "2 replicas" else contextlib.nullcontext()
 
 
 def _kfac_of(model: keras.Model) -> tfkfac.KFAC:
