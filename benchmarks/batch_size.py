@@ -73,6 +73,10 @@ class Study:
             smoothing=max(1, SMOOTHED // size),
         )
 
+    def with_patience(self, times: float) -> Study:
+        """The study with so many times the seconds."""
+        return dataclasses.replace(self, seconds=times * self.seconds, minutes=times * self.minutes)
+
     def setting(
         self, name: str, size: int, rate: float | None = None, updates: int = UPDATES
     ) -> Setting:
@@ -293,8 +297,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.set_defaults(seeds=None)  # Each study's own.
     parser.add_argument("--problems", nargs="+", default=list(STUDIES), choices=STUDIES)
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="the seconds after which a training is given up, for slow machines (default: 1)",
+    )
     chosen = parser.parse_args(arguments)
+    if not chosen.patience > 0:
+        parser.error(f"--patience must be above 0, got {chosen.patience}; 2 waits twice as long.")
     studies = QUICK if chosen.quick else [STUDIES[name] for name in chosen.problems]
+    studies = [study.with_patience(chosen.patience) for study in studies]
     for study in studies:
         if study.problem.file is not None:
             try:

@@ -105,6 +105,20 @@ def test_the_benchmark_finds_rates_and_ranges_and_goes_on(
     assert output.with_suffix(".md").read_text().count("### digits-mlp") == 1
 
 
+def test_patience_waits_longer(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: list[Setting] = []
+    monkeypatch.setattr("benchmarks.zoo.runner.train", made(settings))
+    arguments = ["--quick", "--output", str(tmp_path / "batch"), "--patience"]
+    batch_size.main([*arguments, "3"])
+    assert {setting.budget.seconds for setting in settings} == {3 * batch_size.QUICK[0].seconds}
+    assert "About 3 minutes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        batch_size.main([*arguments, "0"])
+    assert "--patience must be above 0, got 0.0" in capsys.readouterr().err
+
+
 def test_a_training_that_is_given_up_is_not_there() -> None:
     run = {"curve": {"updates": [1, 8], "losses": [2.0, 0.5]}}
     assert reached(run, 0.5) == reached(run, 0.499999) == 8

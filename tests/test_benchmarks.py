@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import communication, coverage, scaling_model, step_cost
+from benchmarks import communication, coverage, levers, scaling_model, step_cost
 from benchmarks.command_line import parser_of
 
 
@@ -113,6 +113,22 @@ def test_coverage_goes_on_from_a_page_as_from_its_file(
     coverage.main(arguments)
     assert len(scanned) == 3
     assert (tmp_path / "covered.png").stat().st_size > 1000
+
+
+def test_all_ways_compute_the_same(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "BLOCK_SECONDS", 1e-3)
+    arguments = ["--quick", "--output", str(tmp_path / "levers")]
+    levers.main(arguments)
+    runs = json.loads((tmp_path / "levers.json").read_text())["runs"]
+    assert [run["lever"] for run in runs] == [lever.name for lever in levers.QUICK]
+    for run in runs:
+        assert max(run["errors"].values()) < 1e-4, run["lever"]
+        assert len(run["seconds"]) > 1
+    assert (tmp_path / "levers.png").stat().st_size > 1000
+    page = (tmp_path / "levers.md").read_text()
+    assert page.count("\n|") == 2 + sum(len(run["seconds"]) for run in runs)
+    monkeypatch.setattr(levers, "measured", lambda *_: pytest.fail("measured again"))
+    levers.main(arguments)
 
 
 def test_predictions_of_another_network_are_not_taken_over(tmp_path: pathlib.Path) -> None:

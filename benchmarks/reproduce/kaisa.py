@@ -58,7 +58,7 @@ class Size:
     epochs: int = 8
     sifted: int = 2
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
-    seconds: float = 600
+    seconds: float = 3000
 
     @property
     def updates(self) -> int:
