@@ -246,6 +246,8 @@ def test_every_pass_has_every_example_at_most_once() -> None:
     assert order.shape == (8, 3)
     for start in (0, 3):
         assert len(set(order[start : start + 3].ravel())) == 9
+    in_order = order_of_batches(10, 3, 4, seed=0, streams=True)
+    np.testing.assert_array_equal(in_order.ravel(), [*range(9), 0, 1, 2])
     with pytest.raises(ValueError, match="The data has 2 examples, a batch of this problem 3"):
         order_of_batches(2, 3, 1, seed=0)
 
@@ -269,6 +271,8 @@ def test_who_takes_part() -> None:
         "JAX SGD",
         "kfac-jax fixed",
     ]
+    recurrent = contenders_of(PROBLEMS["lstm"], PEERS)
+    assert {CONTENDERS[name].peer for name in recurrent} == {"tfkfac", "keras"}
     with pytest.raises(ValueError, match=r"`peers` must be some of keras, .* got shampoo"):
         contenders_of(autoencoder, ["shampoo"])
 

@@ -90,7 +90,8 @@ def contenders_of(problem: Problem, peers: Sequence[str], *, quick: bool = False
     """The names of those that take part, ours and Keras' SGD always.
 
     Args:
-        problem: Without convolutions, what differs in these only is left out.
+        problem: Without convolutions, what differs in these only is left out; all of another
+            framework are, where the problem is Keras' alone.
         peers: Some of `PEERS`.
         quick: Leaves out all but one of ours and one of each peer, with its SGD.
 
@@ -107,6 +108,7 @@ def contenders_of(problem: Problem, peers: Sequence[str], *, quick: bool = False
         for name, contender in CONTENDERS.items()
         if (contender.peer in ("tfkfac", *peers) or name == "SGD")
         and (problem.convolutions or not contender.only_convolutions)
+        and (contender.peer in ("tfkfac", "keras") or not problem.only_keras)
         and (contender.quick or not quick)
     ]
 

@@ -26,6 +26,7 @@ class Problem:
         fixed: Learning rate, momentum and damping of K-FAC, the same in all frameworks.
         first_damping: With which kfac-jax' automatic damping begins.
         convolutions: Whether there are any.
+        only_keras: Whether the peers have nothing for it: none knows recurrent layers.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Problem:
     fixed: Mapping[str, float]
     first_damping: float = 1.0
     convolutions: bool = False
+    only_keras: bool = False
 
 
 def _convnet() -> zoo.Problem:
@@ -73,6 +75,13 @@ PROBLEMS = {
             {"SGD": 1e-1, "Adam": 3e-3, "AdamW": 3e-3, "Muon": 1e-2},
             {"learning_rate": 0.01, "momentum": 0.9, "damping": 0.1},
         ),
+        Problem(
+            "lstm",
+            zoo.PROBLEMS["ptb-lstm"],
+            {"SGD": 1e-1, "Adam": 1e-3, "AdamW": 3e-4, "Muon": 1e-2},
+            {"learning_rate": 0.01, "momentum": 0.9, "damping": 0.1},
+            only_keras=True,
+        ),
     )
 }
 
@@ -106,9 +115,10 @@ def write_archive(
     keras.utils.set_random_seed(seed)
     weights = named_variables(problem.training.network(examples))
     shared = examples.targets is examples.inputs
+    size, count = problem.training.batch_size, len(examples.inputs)
     np.savez(
         path,
-        order=order_of_batches(len(examples.inputs), problem.training.batch_size, updates, seed),
+        order=order_of_batches(count, size, updates, seed, streams=examples.streams),
         inputs=examples.inputs,
         classes=np.int64(examples.classes),
         **({} if shared else {"targets": examples.targets}),
@@ -116,7 +126,9 @@ def write_archive(
     )
 
 
-def order_of_batches(examples: int, size: int, updates: int, seed: int) -> np.ndarray:
+def order_of_batches(
+    examples: int, size: int, updates: int, seed: int, *, streams: bool = False
+) -> np.ndarray:
     """The numbers [updates, size] of the examples in each batch.
 
     Args:
@@ -124,6 +136,7 @@ def order_of_batches(examples: int, size: int, updates: int, seed: int) -> np.nd
         size: Of a batch.
         updates: How many batches.
         seed: Of the order, which is another one in every pass.
+        streams: Whether examples stay as they are: each batch goes on where the last one ends.
 
     Raises:
         ValueError: There are fewer examples than a batch has.
@@ -136,7 +149,9 @@ def order_of_batches(examples: int, size: int, updates: int, seed: int) -> np.nd
         )
     random = np.random.default_rng(seed)
     passes = [
-        random.permutation(examples)[: in_a_pass * size].reshape(in_a_pass, size)
+        (np.arange(examples) if streams else random.permutation(examples))[
+            : in_a_pass * size
+        ].reshape(in_a_pass, size)
         for _ in range(-(-updates // in_a_pass))
     ]
     return np.concatenate(passes)[:updates].astype("int32")
