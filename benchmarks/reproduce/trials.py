@@ -159,7 +159,7 @@ def train(study: Study, _: Examples, trial: Trial) -> Run:
     """Trains, and returns what became of it: JSON, in which None stands for what is not finite.
 
     With the same seed, the weights are the same for every optimizer. The clock runs in training
-    steps alone; the first counts as long as the second.
+    steps alone; the first counts as long as the second. A training that KFAC gives up has diverged.
     """
     keras.utils.set_random_seed(trial.seed)
     model = study.network()
@@ -168,13 +168,16 @@ def train(study: Study, _: Examples, trial: Trial) -> Run:
     curve = LossCurve(dataclasses.replace(trial.budget, updates=_steps(trial)), smoothing)
     looks = Looks(study, trial, curve)
     others = machine.OtherWork()
-    model.fit(
-        study.training(trial.batches, trial.seed),
-        steps_per_epoch=_steps(trial),
-        callbacks=[*study.callbacks(trial), curve, looks],
-        shuffle=False,  # Done already.
-        verbose=0,
-    )
+    try:
+        model.fit(
+            study.training(trial.batches, trial.seed),
+            steps_per_epoch=_steps(trial),
+            callbacks=[*study.callbacks(trial), curve, looks],
+            shuffle=False,  # Done already.
+            verbose=0,
+        )
+    except FloatingPointError:  # Step after step was skipped; others would go on with no numbers.
+        curve.diverged = True
     share = others.share()
     keras.backend.clear_session()
     gc.collect()
