@@ -166,6 +166,16 @@ def test_micro_batches_of_an_update_count_as_one() -> None:
     assert [(look["updates"], look["examples"]) for look in looks] == [(1, 16), (2, 32), (3, 48)]
 
 
+def test_a_training_that_kfac_gives_up_has_diverged() -> None:
+    """Every step is skipped, since no direction is finite."""
+    trial = Trial("blobs", "KFAC", {}, Batches(16), Budget(200, 60.0))
+    never = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, float("nan")])
+    here = study(lambda *_: tfkfac.KFAC(learning_rate=never, max_consecutive_failures=4))
+    run = trials.train(here, here.examples, trial)
+    assert run["diverged"] and run["end"] is None and run["curve"]["updates"][-1] < 200
+    assert math.isinf(trials.last_look(run))
+
+
 # --- the search, and the whole
 
 
