@@ -105,20 +105,6 @@ def test_the_benchmark_finds_rates_and_ranges_and_goes_on(
     assert output.with_suffix(".md").read_text().count("### digits-mlp") == 1
 
 
-def test_patience_waits_longer(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings: list[Setting] = []
-    monkeypatch.setattr("benchmarks.zoo.runner.train", made(settings))
-    arguments = ["--quick", "--output", str(tmp_path / "batch"), "--patience"]
-    batch_size.main([*arguments, "3"])
-    assert {setting.budget.seconds for setting in settings} == {3 * batch_size.QUICK[0].seconds}
-    assert "About 3 minutes" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        batch_size.main([*arguments, "0"])
-    assert "--patience must be above 0, got 0.0" in capsys.readouterr().err
-
-
 def test_a_training_that_is_given_up_is_not_there() -> None:
     run = {"curve": {"updates": [1, 8], "losses": [2.0, 0.5]}}
     assert reached(run, 0.5) == reached(run, 0.499999) == 8
@@ -135,7 +121,7 @@ def test_missing_data_is_named_before_anything_is_trained(
 
 
 def test_windows_have_as_many_examples_at_every_size() -> None:
-    study = STUDIES["mnist-autoencoder"]
+    study = STUDIES["small-autoencoder"]
     windows = [study.at(size).smoothing * size for size in study.sizes]
     assert windows == [1024, 1024, 1024, 4096, 16_384]
     assert np.all(np.diff(study.sizes) > 0)
