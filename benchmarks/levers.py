@@ -1,10 +1,10 @@
 """What ways of computing give that a step of KFAC uses, each in turn with the plain way.
 
 Functions alone, on numbers drawn at random: triangles and borders of the products of factors,
-convolutions without patches, inverses, the fused step of momentum; and, what KFAC does not do,
-layers of one shape preconditioned as a stack. A round times every way of a lever, in turn; told are
-medians, and the ratio to the plain way, of every round, with its spread. What was measured is kept
-in OUTPUT.json; the table goes into OUTPUT.md, between two marks, the ratios into OUTPUT.png.
+convolutions with and without patches, inverses, the fused step of momentum; and, what KFAC does
+not do, layers of one shape preconditioned as a stack. A round times every way of a lever, in turn;
+told are medians, and the ratio to the plain way, of every round, with its spread. What was measured
+is kept in OUTPUT.json; the table goes into OUTPUT.md, between two marks, the ratios into the PNG.
 
     python -m benchmarks.levers --output docs/results/levers
 
@@ -33,6 +33,7 @@ from benchmarks.zoo.results import Results, Run
 from tfkfac import linalg, momentum
 from tfkfac.blocks import shifted_moments
 from tfkfac.blocks.use import UseWeights
+from tfkfac.blocks.window import Window
 from tfkfac.layer_collection import LayerCollection
 
 Way = Callable[[], Any]
@@ -99,6 +100,16 @@ def convolution(side: int, channels: int, examples: int = 16) -> Mapping[str, Wa
     }
 
 
+def patches(side: int, channels: int, examples: int = 16) -> Mapping[str, Way]:
+    """The patches of a 3×3 kernel, all places side by side."""
+    images, window = drawn(examples, side, side, channels), Window((3, 3))
+    sizes = {"sizes": [1, 3, 3, 1], "strides": [1] * 4, "rates": [1] * 4}
+    return {
+        "extract_patches": lambda: tf.image.extract_patches(images, padding="VALID", **sizes),
+        "slices": lambda: tf.concat(window.patches(images), axis=-1),
+    }
+
+
 def inversion(width: int) -> Mapping[str, Way]:
     """The inverse of a positive definite matrix."""
     matrix = linalg.shifted(linalg.second_moment(drawn(2 * width, width)), tf.constant(1.0))
@@ -155,6 +166,8 @@ LEVERS = (
     Lever("convolution 3×3, 32×32×64", lambda: convolution(32, 64)),
     Lever("convolution 3×3, 14×14×256", lambda: convolution(14, 256)),
     Lever("convolution 3×3, 8×8×256", lambda: convolution(8, 256)),
+    Lever("patches 3×3, 32×32×64", lambda: patches(32, 64)),
+    Lever("patches 3×3, 14×14×256", lambda: patches(14, 256)),
     Lever("inverse, 500 rows", lambda: inversion(500)),
     Lever("inverse, 1000 rows", lambda: inversion(1000)),
     Lever("momentum, 1000×1000", lambda: assignment(1000)),
@@ -166,6 +179,7 @@ QUICK = (
     Lever("factor, 60 examples, 30 units", lambda: triangle(60, 30)),
     Lever("bias, 60 examples, 30 units", lambda: bias(60, 30)),
     Lever("convolution 3×3, 6×6×4", lambda: convolution(6, 4, examples=2)),
+    Lever("patches 3×3, 6×6×4", lambda: patches(6, 4, examples=2)),
     Lever("inverse, 40 rows", lambda: inversion(40)),
     Lever("momentum, 20×20", lambda: assignment(20)),
     Lever("2 layers 9→8", lambda: preconditioning(2, 9, 8)),
