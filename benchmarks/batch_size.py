@@ -92,7 +92,7 @@ STUDIES = {
     study.problem.name: study
     for study in (
         Study(PROBLEMS["digits-mlp"], 0.05, (64, 128, 256, 512, 1024, 1797), 24, 3, 5),
-        Study(SMALL_AUTOENCODER, 85.0, (64, 256, 1024, 4096, 16_384), 450, 1, 25),
+        Study(SMALL_AUTOENCODER, 85.0, (64, 256, 1024, 4096, 16_384), 600, 1, 30),
         Study(PROBLEMS["mnist-convnet"], 0.1, (64, 256, 1024, 4096), 360, 1, 30),
     )
 }
