@@ -86,7 +86,7 @@ SMALL_AUTOENCODER = dataclasses.replace(
     name="small-autoencoder",
     network=lambda _: networks.dense([784, 200, 100, 20, 100, 200, 784], "tanh", code=20),
 )
-"""On which SGD comes as far as batches count, with the largest as well, within minutes."""
+"""So small that the largest batches, too, take SGD within minutes to where gradients are noisy."""
 
 STUDIES = {
     study.problem.name: study

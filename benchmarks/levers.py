@@ -18,7 +18,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import keras
 import numpy as np
@@ -32,7 +31,6 @@ from benchmarks.zoo import report
 from benchmarks.zoo.results import Results, Run
 from tfkfac import linalg, momentum
 from tfkfac.blocks import shifted_moments
-from tfkfac.blocks.use import UseWeights
 from tfkfac.blocks.window import Window
 from tfkfac.layer_collection import LayerCollection
 
@@ -87,16 +85,13 @@ def convolution(side: int, channels: int, examples: int = 16) -> Mapping[str, Wa
     )
     (block,) = LayerCollection.scan(model).curvature_blocks
     images = drawn(examples, side, side, channels)
-    places = tf.constant(float(examples * side * side))
-    weights = UseWeights(None, places, places, True)
 
-    def with_limit(worthwhile: float) -> Any:
-        with mock.patch.object(shifted_moments, "WORTHWHILE", worthwhile):
-            return block.input_moment(images, weights)
+    def of_patches(padded: tf.Tensor) -> tf.Tensor:
+        return linalg.second_moment(block.patch_rows(padded))
 
     return {
-        "patches": functools.partial(with_limit, 0.0),
-        "shifted images": functools.partial(with_limit, np.inf),
+        "patches": lambda: of_patches(block.window.pad(images)),
+        "shifted images": lambda: shifted_moments.second_moment(images, block.window, of_patches),
     }
 
 
@@ -218,7 +213,7 @@ def _seconds(way: Way, calls: int) -> float:
 def _lower_triangles(result: Any) -> list[np.ndarray]:
     """What a computation tells: of a square matrix its lower triangle."""
     found = [tensor.numpy() for tensor in tf.nest.flatten(result)]
-    return [np.tril(each) if each.shape[0] == each.shape[-1] else each for each in found]
+    return [np.tril(m) if m.ndim == 2 and m.shape[0] == m.shape[1] else m for m in found]
 
 
 def _relative(found: np.ndarray, plain: np.ndarray) -> float:

@@ -167,7 +167,7 @@ def test_micro_batches_of_an_update_count_as_one() -> None:
 
 
 def test_a_training_that_kfac_gives_up_has_diverged() -> None:
-    """Every step is skipped, since no direction is finite."""
+    """After four updates every step is skipped, since the learning rate is no number."""
     trial = Trial("blobs", "KFAC", {}, Batches(16), Budget(200, 60.0))
     never = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, float("nan")])
     here = study(lambda *_: tfkfac.KFAC(learning_rate=never, max_consecutive_failures=4))
