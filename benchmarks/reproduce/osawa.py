@@ -70,7 +70,7 @@ class Size:
     parts: int = len(WITHOUT)
     kfac_rates: tuple[float, ...] = (0.1, 0.3)
     sgd_rates: tuple[float, ...] = (0.1, 0.3)
-    seconds: float = 150
+    seconds: float = 900
     ranks: tuple[int, ...] = (1, 2, 4)
     rounds: int = 5
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 Line = tuple[Sequence[float], Sequence[float]]
 
@@ -22,7 +24,7 @@ class Panel:
         lines: Label → positions.
         x_scale: "linear" or "log".
         y_scale: "linear" or "log".
-        marker: Of points; none by default.
+        marker: Of points; none by default. Where there are some, a logarithmic axis names them.
         styles: Label → number of the colour and style of the line, where the usual ones do not do.
     """
 
@@ -48,6 +50,8 @@ def figure_of(panels: Sequence[Panel], columns: int = 3) -> Figure:
             color, marker = f"C{number % 10}", panel.marker
             axes.plot(x, y, style, color=color, label=label, marker=marker, markersize=4)
         axes.set(xlabel=panel.x, ylabel=panel.y, xscale=panel.x_scale, yscale=panel.y_scale)
+        if panel.marker and panel.x_scale == "log":
+            _name_values(axes, panel.lines.values())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if not set(panel.lines) <= shown:
@@ -56,6 +60,13 @@ def figure_of(panels: Sequence[Panel], columns: int = 3) -> Figure:
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     return figure
+
+
+def _name_values(axes: Axes, lines: Iterable[Line]) -> None:
+    """A tick to the right for each value, also of one without a point (it diverged)."""
+    values = sorted({value for x, _ in lines for value in x})
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(values, [f"{value:g}" for value in values])
 
 
 def line_of(run: Mapping[str, Any], x: str, y: str = "loss") -> Line:

@@ -269,7 +269,7 @@ def conduct(lab: Laboratory) -> Findings:
         *(of_task(name, runs, plain[name]) for name, runs in found.items()),
         *(of_series(each, size) for each in series),
     ]
-    return Findings("\n\n".join(tables), figure_of(panels(found, series, size)))
+    return Findings("\n\n".join(tables), figure_of(panels(found, plain, series, size)))
 
 
 def best_of(runs: Sequence[Run]) -> Sequence[Run]:
@@ -334,6 +334,7 @@ def verdicts(
     undamped = damped[min(damped)][0]
     tiny, short = small[min(small)], min(after for after, _ in artificial.values())
     lowest = min(after for after, _ in sizes.values())
+    largest = max(artificial)
     rows = [
         (
             "all of the best four KFAC below all SGD (3 of 3 in loss or accuracy)",
@@ -370,7 +371,9 @@ def verdicts(
         ),
         (
             "artificial batches restore it (0.02 of micro-batches of 25)",
-            f"{_number(short)} in the same seconds; with real batches {_number(lowest)}",
+            f"{_number(short)} in the same seconds, with real batches {_number(lowest)}; in the "
+            f"same updates, at {largest:g}: {_of_updates(artificial, largest)} and "
+            f"{_of_updates(sizes, largest)}",
             short < 0.5 * tiny,
         ),
     ]
@@ -383,6 +386,12 @@ def _chosen(found: Mapping[str, Mapping[str, Sequence[Run]]], name: str, key: st
     return [hyperparameters(run)[key] for runs in found.values() for run in best_of(runs[name])]
 
 
+def _of_updates(losses: Mapping[float, tuple[float, float | None]], value: float) -> str:
+    """The loss after some updates, where it was measured."""
+    _, after = losses.get(value, (0.0, None))
+    return "–" if after is None else _number(after)
+
+
 def apart(values: Sequence[float]) -> float:
     """The greatest over the least."""
     return max(values) / min(values)
@@ -393,9 +402,12 @@ def _number(value: float) -> str:
 
 
 def panels(
-    found: Mapping[str, Mapping[str, Sequence[Run]]], series: Sequence[Series], size: Size
+    found: Mapping[str, Mapping[str, Sequence[Run]]],
+    plain: Mapping[str, Run],
+    series: Sequence[Series],
+    size: Size,
 ) -> list[Panel]:
-    """Test losses of the best settings by seconds and updates; then the series."""
+    """Test losses of the best settings, and of KFAC(), by seconds and updates; then the series."""
     drawn = []
     for name, runs in found.items():
         for x in ("seconds", "updates"):
@@ -408,6 +420,7 @@ def panels(
                 label: (OPTIMIZERS.index(label.split()[0]), "-" if label.endswith(" 1") else ":")
                 for label in lines
             }
+            lines["KFAC()"], styles["KFAC()"] = line_of(plain[name], x), (len(OPTIMIZERS), "-")
             drawn.append(Panel(x, f"{name}: test loss", lines, "log", styles=styles))
     for each in series:
         values = list(each.losses)
