@@ -184,7 +184,11 @@ class Division:
     # --- gradients ---------------------------------------------------------------------------
 
     def precondition(
-        self, blocks: Sequence[Block], gradients: Any, variables: Sequence[Any]
+        self,
+        blocks: Sequence[Block],
+        gradients: Any,
+        variables: Sequence[Any],
+        dampings: Sequence[tf.Tensor],
     ) -> Any:
         """p = F̂⁻¹g, of every worker.
 
@@ -192,7 +196,9 @@ class Division:
             blocks: All blocks of the model.
             gradients: g, of every worker.
             variables: The variables that have a gradient.
+            dampings: λ of each block.
         """
+        damping_of = {id(block): each for block, each in zip(blocks, dampings, strict=True)}
         blocks = block_gradients.with_gradients(blocks, variables)
         told = [
             block
@@ -214,7 +220,11 @@ class Division:
             mine = [
                 block for block, _ in of_blocks if block not in told or block in made_by[here()]
             ]
-            made = {id(block): block.precondition(own) for block, own in of_blocks if block in mine}
+            made = {
+                id(block): block.direction(own, damping_of[id(block)])
+                for block, own in of_blocks
+                if block in mine
+            }
             alone = [d for block, _ in of_blocks if block not in told for d in made[id(block)]]
             for_others = [d for block in made_by[here()] for d in made[id(block)]]
             return [alone, sent.wrapped(for_others)]

@@ -32,14 +32,12 @@ class KroneckerInverse(abc.ABC):
     Attributes:
         products: Matrix products with each factor in one `apply`.
         operations: Of one `compute`, in units of d³ for each factor.
-        keeps_damping: Whether λ is in what is kept, so that `apply` looks at no other.
         takes_examples: Whether `update` wants "s" among a batch's statistics, and `bases` has what
             it is measured in.
     """
 
     products: int
     operations: float
-    keeps_damping = False
     takes_examples = False
 
     def __init__(
@@ -167,7 +165,6 @@ class CholeskyInverse(KroneckerInverse):
 
     products = 1
     operations = 2.0
-    keeps_damping = True
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Two inverses; 1/|T| is folded into the first."""

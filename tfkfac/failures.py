@@ -168,8 +168,8 @@ class Failures(SavedState):
 
 
 def _squares(gradients: Sequence[Any]) -> tf.Tensor:
-    lengths = [linalg.squared_length(indexed_slices.values_of(g)) for g in gradients]
-    return tf.stack([tf.cast(length, tf.float32) for length in lengths])
+    halves = [linalg.half_squared_length(indexed_slices.values_of(g)) for g in gradients]
+    return 2.0 * tf.stack([tf.cast(half, tf.float32) for half in halves])
 
 
 def _forget(batch: Batch) -> None:

@@ -190,10 +190,10 @@ def traces(matrices: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.Einsum(inputs=[matrices], equation=f"{stack}zz->{stack}")
 
 
-def squared_length(tensor: tf.Tensor) -> tf.Tensor:
-    """The sum of the squares of the entries, in float32 at least."""
+def half_squared_length(tensor: tf.Tensor) -> tf.Tensor:
+    """``½ ‖t‖²``, in float32 at least: one operation of the graph."""
     wide = tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
-    return 2.0 * tf.nn.l2_loss(wide)
+    return tf.nn.l2_loss(wide)
 
 
 def _triangular_inverse(lower: tf.Tensor) -> tf.Tensor:

@@ -275,8 +275,9 @@ class KFAC(WeightAverage):
         def move() -> None:
             with self._stopwatch.running():
                 self._refresh_inverses(model)
+                blocks = self.layer_collection.blocks
                 directions = self._division.precondition(
-                    self.layer_collection.blocks, gradients, model.variables
+                    blocks, gradients, model.variables, self.dampings_of(blocks)
                 )
             slope = model.dot(gradients, directions)
             tf.cond(

@@ -21,7 +21,7 @@ def is_due(
     updates: tf.Tensor,
     every: tf.Tensor,
     phase: float | tf.Tensor = 0.0,
-    shortest: float | tf.Tensor = 1.0,
+    shortest: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Whether it is the turn of `phase` at this update.
 
@@ -29,31 +29,34 @@ def is_due(
         updates: Integer scalar, the number of updates made so far. At 0 every phase is due.
         every: Integer scalar, the length of a round once it has grown.
         phase: In [0, 1), where in the round; or a vector of phases.
-        shortest: The least length of a round, where that is less than `every`.
+        shortest: The least length of a round, where that is less than `every`; None for 1.
 
     Returns:
         A boolean for each phase.
     """
-    phase = tf.cast(phase, tf.float64)
-    turns_now, turns_before = (
-        tf.floor(rounds(at, every, shortest) - phase + _ROUNDING) for at in (updates, updates - 1)
-    )
-    return (tf.cast(updates, tf.int64) == 0) | (turns_now > turns_before)
+    behind = _ROUNDING - tf.cast(phase, tf.float64)
+    now, before = tf.unstack(rounds(tf.stack([updates, updates - 1]), every, shortest))
+    is_new = tf.floor(now + behind) > tf.floor(before + behind)
+    return (tf.cast(updates, tf.int64) == 0) | is_new
 
 
-def rounds(updates: tf.Tensor, every: tf.Tensor, shortest: float | tf.Tensor = 1.0) -> tf.Tensor:
+def rounds(updates: tf.Tensor, every: tf.Tensor, shortest: tf.Tensor | None = None) -> tf.Tensor:
     """The rounds that the clock has made: ∫ dt over the length of a round at t.
 
     That is ``1 + t`` up to `shortest`, then `shortest` up to ``1 + t / WARM_UP``, then that, up to
     `every`.
     """
     updates, every = tf.cast(updates, tf.float64), tf.cast(every, tf.float64)
+    grown = WARM_UP * (every - 1.0)
+    after = tf.maximum(updates - grown, 0.0) / every
+    if shortest is None:
+        growing = tf.math.log1p(tf.clip_by_value(updates, 0.0, grown) / WARM_UP)
+        return WARM_UP * growing + after
     shortest = tf.clip_by_value(tf.cast(shortest, tf.float64), 1.0, every)
-    reached, begins, grown = shortest - 1.0, WARM_UP * (shortest - 1.0), WARM_UP * (every - 1.0)
+    reached, begins = shortest - 1.0, WARM_UP * (shortest - 1.0)
     before = tf.math.log1p(tf.clip_by_value(updates, 0.0, reached))
     level = (tf.clip_by_value(updates, reached, begins) - reached) / shortest
     growing = tf.math.log1p(tf.clip_by_value(updates, begins, grown) / WARM_UP)
-    after = tf.maximum(updates - grown, 0.0) / every
     return before + level + WARM_UP * (growing - tf.math.log(shortest)) + after
 
 

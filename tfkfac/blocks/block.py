@@ -117,6 +117,19 @@ class Block(abc.ABC):
             One tensor for each of `variables`.
         """
 
+    def direction(self, gradients: Sequence[tf.Tensor], damping: tf.Tensor) -> list[tf.Tensor]:
+        """What a step takes: `precondition` as training uses it.
+
+        Args:
+            gradients: One tensor for each of `variables`.
+            damping: The damping in force, λ, which is read once for all blocks.
+
+        Returns:
+            One tensor for each of `variables`.
+        """
+        del damping
+        return self.precondition(gradients)
+
     def to_dense(self) -> tf.Tensor:
         """The Fisher block F as a matrix; only for small networks.
 

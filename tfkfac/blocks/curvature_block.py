@@ -147,6 +147,10 @@ class CurvatureBlock(Block):
         """Which of these are symmetric matrices."""
         return []
 
+    def direction(self, gradients: Sequence[tf.Tensor], damping: tf.Tensor) -> list[tf.Tensor]:
+        """With what is kept, or from the averages and λ where nothing is."""
+        return self.precondition(gradients, None if self.kept_shapes else damping)
+
     @property
     def refresh_cost(self) -> float:
         """What `fresh` costs, up to a constant common to all blocks (0: it makes nothing)."""

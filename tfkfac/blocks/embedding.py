@@ -74,16 +74,15 @@ class EmbeddingBlock(KroneckerBlock):
         """The embeddings are a matrix already."""
         return matrix
 
-    def precondition(
-        self, gradients: Sequence[Any], damping: float | tf.Tensor | None = None
+    def apply(
+        self, inverse: list[tf.Tensor], gradients: Sequence[Any], damping: tf.Tensor
     ) -> list[Any]:
         """As for every Kronecker block; row by row if the gradient holds only some rows."""
         (gradient,) = gradients
         if not isinstance(gradient, tf.IndexedSlices):
-            return super().precondition(gradients, damping)
-        kept, damping = self.kept_and_damping(damping)
-        rows_of_kept = [tf.gather(kept[0], gradient.indices), *kept[1:]]
-        values = self.inverse.apply(rows_of_kept, tf.cast(gradient.values, self.dtype), damping)
+            return super().apply(inverse, gradients, damping)
+        of_rows = [tf.gather(inverse[0], gradient.indices), *inverse[1:]]
+        values = self.inverse.apply(of_rows, tf.cast(gradient.values, self.dtype), damping)
         return [tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)]
 
 

@@ -299,22 +299,29 @@ class KroneckerBlock(RowsByExample):
         self, gradients: Sequence[tf.Tensor], damping: float | tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """``F⁻¹V = A⁻¹ V G⁻¹ / |T|``, damped as the method says."""
-        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        matrix = self.to_matrix([tf.cast(gradient, self.dtype) for gradient in dense])
-        kept, damping = self.kept_and_damping(damping)
-        return self.from_matrix(self.inverse.apply(kept, matrix, damping))
-
-    def kept_and_damping(
-        self, damping: float | tf.Tensor | None
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """What the inverse method kept at its last refresh, or would keep for a damping."""
-        if damping is None and self.inverse.keeps_damping:
-            self._require_built()
-            return self.inverse.kept(), tf.zeros([], self.dtype)
         damped = self.damping_or_current(damping)
         if damping is None:
-            return self.inverse.kept(), damped
-        return self.inverse.compute_or_keep(self.averages(), damped), damped
+            return self.direction(gradients, damped)
+        inverse = self.inverse.compute_or_keep(self.averages(), damped)
+        return self.apply(inverse, gradients, damped)
+
+    def direction(self, gradients: Sequence[tf.Tensor], damping: tf.Tensor) -> list[tf.Tensor]:
+        """With the inverse of the last refresh, and its damping if that is in it."""
+        return self.apply(self.inverse.kept(), gradients, tf.cast(damping, self.dtype))
+
+    def apply(
+        self, inverse: list[tf.Tensor], gradients: Sequence[Any], damping: tf.Tensor
+    ) -> list[Any]:
+        """The product of an inverse with gradients.
+
+        Args:
+            inverse: What the method keeps of it.
+            gradients: One for each of `variables`.
+            damping: λ, for methods whose inverse is without it.
+        """
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        matrix = self.to_matrix([tf.cast(gradient, self.dtype) for gradient in dense])
+        return self.from_matrix(self.inverse.apply(inverse, matrix, damping))
 
     def to_dense(self) -> tf.Tensor:
         """``|T| · A ⊗ G``, or with s in its eigenbasis; block-diagonal over groups."""
