@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 from steps import Arrays, apply, attached, gradients, train
 
+from tfkfac.blocks import CurvatureBlock, KroneckerBlock
+
 
 def _assert_close(ours: Arrays, expected: Arrays, **tolerances: float) -> None:
     assert len(ours) == len(expected)
@@ -31,6 +33,41 @@ def _directions(model: keras.Model, gradients: Sequence[tf.Tensor]) -> Arrays:
         directions = block.precondition([of[id(v)] for v in block.variables])
         found.update(zip((id(v) for v in block.variables), directions, strict=True))
     return [found[id(variable)].numpy() for variable in model.trainable_variables]
+
+
+def test_a_step_takes_every_block_with_its_own_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """λ "auto" is another one for each block, and all of them are read at once."""
+    told: dict[str, tuple[float, float]] = {}
+
+    def spied(kind: type[CurvatureBlock]) -> Callable[..., list[tf.Tensor]]:
+        made = kind.direction
+
+        def direction(
+            self: CurvatureBlock, gradients: Sequence[tf.Tensor], damping: tf.Tensor
+        ) -> list[tf.Tensor]:
+            told[self.name] = float(damping), float(optimizer.damping_of(self))
+            return made(self, gradients, damping)
+
+        return direction
+
+    for kind in (CurvatureBlock, KroneckerBlock):
+        monkeypatch.setattr(kind, "direction", spied(kind))
+    model = keras.Sequential(
+        [
+            keras.Input((models.FEATURES,)),
+            keras.layers.Dense(5, activation="tanh"),
+            keras.layers.LayerNormalization(),
+            keras.layers.Dense(4, activation="tanh"),
+            keras.layers.LayerNormalization(),
+            keras.layers.Dense(models.CLASSES),
+        ]
+    )
+    optimizer = models.kfac(damping="auto")
+    model.compile(optimizer, models.crossentropy(), run_eagerly=True)
+    model.fit(*models.vectors(), batch_size=8, epochs=2, verbose=0)
+    assert len({damping for damping, _ in told.values()}) == len(told) == 5
+    for damping, own in told.values():
+        assert damping == own
 
 
 @pytest.mark.parametrize("method", ["cholesky", "eigen", "ekfac"])
