@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfkfac
 from benchmarks.reproduce import __main__ as command_line
 from benchmarks.reproduce import martens, osawa, search, trials, ulbaek
+from benchmarks.reproduce.panels import Panel, figure_of
 from benchmarks.reproduce.recipe import Rescaled, WarmUpThenDecay, rescale_after_updates
 from benchmarks.reproduce.trials import Batches, Study, Trial, first_look_at, looked_at
 from benchmarks.zoo import networks
@@ -239,6 +240,29 @@ def test_findings_hold_or_do_not() -> None:
     ]
     lines = ulbaek.verdicts(found, series, {25: 0.1, 100: 0.05}, 0.12).splitlines()[2:]
     assert [line.split("|")[-2].strip() for line in lines] == ["yes"] * 3 + ["no"] + ["yes"] * 2
+    assert "in the same updates, at 1000: 0.02 and 0.01" in lines[-1]
+
+
+def test_searches_are_compared_after_as_many_updates() -> None:
+    slow = {"looks": [kfac_looks(4, 0.5), kfac_looks(9, 0.3), kfac_looks(18, 0.2)]}
+    soon = {"looks": [kfac_looks(5, 0.4), kfac_looks(6, 0.35)]}
+    late = {"looks": [kfac_looks(7, 0.1)]}
+    found = {"autoencoder": {"KFAC": [slow, soon], "SGD": [late]}}
+    lines = ulbaek.by_updates(found, {"autoencoder": soon}).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines]
+    assert cells == [
+        ["KFAC", "0.4", "0.3", "0.2"],
+        ["SGD", "–", "0.1", "0.1"],
+        ["KFAC()", "0.4", "0.35", "0.35"],
+    ]
+
+
+def test_a_series_names_all_its_values() -> None:
+    """Also those without a point."""
+    panel = Panel("batch size", "loss", {"a": ([25, 500], [math.nan, 0.1])}, "log", marker="o")
+    (axes,) = [each for each in figure_of([panel]).axes if each.get_visible()]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["25", "500"]
+    assert not axes.xaxis.get_minorticklocs().size
 
 
 def test_an_experiment_goes_on_where_it_was(

@@ -36,6 +36,8 @@ BEST = 4
 """Settings of each optimizer that are compared, as in the study."""
 TEST = 2000
 """Examples that are held out."""
+EQUAL_UPDATES = (5, 10, 20)
+"""After which optimizers are compared."""
 
 BATCHES = {"batch_size": (25, 10_000, "log integer")}
 SPACES: Mapping[str, Space] = {
@@ -266,6 +268,7 @@ def conduct(lab: Laboratory) -> Findings:
     small = small_batches(benches[first], best)
     tables = [
         verdicts(found, series, small, TASKS[first].untrained),
+        by_updates(found, plain),
         *(of_task(name, runs, plain[name]) for name, runs in found.items()),
         *(of_series(each, size) for each in series),
     ]
@@ -275,6 +278,24 @@ def conduct(lab: Laboratory) -> Findings:
 def best_of(runs: Sequence[Run]) -> Sequence[Run]:
     """The settings that are compared: the first ones, but for those that diverged."""
     return [run for run in runs[:BEST] if math.isfinite(last_look(run))] or runs[:1]
+
+
+def by_updates(found: Mapping[str, Mapping[str, Sequence[Run]]], plain: Mapping[str, Run]) -> str:
+    """The lowest test loss of any training of each search after as many updates."""
+    rows = []
+    for name, runs in found.items():
+        for label, group in ({**runs, "KFAC()": [plain[name]]}).items():
+            lowest = [min(loss_after(run, updates) for run in group) for updates in EQUAL_UPDATES]
+            cells = [f"{loss:.4g}" if math.isfinite(loss) else "–" for loss in lowest]
+            rows.append([name, label, *cells])
+    headings = ["lowest test loss", "optimizer", *(f"{each} updates" for each in EQUAL_UPDATES)]
+    return markdown.table(headings, rows)
+
+
+def loss_after(run: Run, updates: int) -> float:
+    """The last test loss that was seen until then; infinite if there is none that is a number."""
+    seen = [look["loss"] for look in run["looks"] if look["updates"] <= updates]
+    return seen[-1] if seen and seen[-1] is not None else math.inf
 
 
 def of_task(name: str, runs: Mapping[str, Sequence[Run]], plain: Run) -> str:
