@@ -132,10 +132,14 @@ def arguments_of(layer: Any, args: Any, kwargs: Any, method: str = "call") -> di
 def states_of(model: Any) -> list[Any]:
     """Variables that a forward pass may change.
 
-    Moving averages, seeds of dropout, states of recurrent layers; not weights that are frozen.
+    Moving averages, seeds of dropout, states of recurrent layers (which Keras does not count among
+    a layer's variables); not weights that are frozen.
     """
     layers = [model, *flatten_layers(model)]
     found = [v for layer in layers for v in layer._non_trainable_variables]
+    for layer in layers:
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            found += tf.nest.flatten(layer.states)
     return list({id(variable): variable for variable in [*found, *seeds_of(model)]}.values())
 
 

@@ -126,6 +126,22 @@ def test_a_batch_that_is_left_out_leaves_no_trace(arguments: dict[str, object]) 
             np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
 
 
+@pytest.mark.parametrize("accumulated", [None, 2], ids=["each a step", "micro-batches"])
+def test_states_of_recurrent_layers_survive_a_batch(accumulated: int | None) -> None:
+    """What a stateful layer has kept of a batch with a NaN is no start for the next one."""
+    keras.utils.set_random_seed(0)
+    layer = keras.layers.LSTM(4, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(8, 5, 3)), layer, keras.layers.Dense(1)])
+    model.compile(tfkfac.KFAC(seed=0, gradient_accumulation_steps=accumulated), "mse")
+    x, y = np.random.default_rng(0).normal(size=(2, 8, 5, 3))
+    for batch in (x, x, np.full_like(x, np.nan), x):
+        model.train_on_batch(batch, y[:, 0, :1])
+        states = [state.numpy() for state in layer.states]
+        assert np.isfinite(states).all()
+        assert np.any(states)
+    assert model.optimizer.counts()["skipped"] == 1
+
+
 def test_the_monitor_counts_what_went_wrong() -> None:
     """By epochs: two batches that are left out, one whose statistics are, and then nothing.
 
