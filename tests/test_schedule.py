@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfkfac.schedule import WARM_UP, is_due, rounds, stagger
+from tfkfac.schedule import WARM_UP, is_due, phase_of_multiples, rounds, stagger
 
 costs_of_blocks = st.lists(st.floats(1.0, 1e9), min_size=1, max_size=12)
 
@@ -48,6 +48,19 @@ def test_the_first_update_does_everything(every: int) -> None:
 
 def test_a_round_of_one_update_is_every_update() -> None:
     assert turns([1.0, 5.0], 1, range(50)).all()
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 10, 15, 20, 64])
+def test_turns_at_multiples(every: int) -> None:
+    """Once rounds have grown; at the beginning there is one at update 0, and others soon."""
+    every_update = tf.range(10 * every)
+    due = is_due(every_update, tf.constant(every), phase_of_multiples(tf.constant(every)))
+    turns = np.flatnonzero(due.numpy())
+    assert turns[0] == 0
+    assert turns[1] <= 2
+    late = turns[turns > grown(every)]
+    np.testing.assert_array_equal(late, np.arange(late[0], 10 * every, every))
+    assert late[0] % every == 0
 
 
 def test_early_rounds_are_short_and_grow() -> None:

@@ -29,8 +29,8 @@ class WorkSchedule:
 
     factor_update_every: int = 10
     inverse_update_every: int = 20
-    tangents: float = 2 / 10
-    look_every: int | None = 10
+    tangents: float = 2 / 20
+    look_every: int | None = 20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ class LevenbergMarquardt:
 
     initial: float = 0.1
     decay: float = 0.95
-    every: int = 10
+    every: int = 20
     minimum: float | None = None
     maximum: float = 1e12
     relative: bool = True

@@ -113,7 +113,7 @@ class KFAC(WeightAverage):
         momentum: Any = 0.6,
         damping: Any = "auto",
         *,
-        learning_rate_update_every: int = 10,
+        learning_rate_update_every: int = 20,
         factor_decay: Any = 0.9,
         factor_update_every: int = 10,
         inverse_update_every: int = 20,

@@ -60,6 +60,17 @@ def rounds(updates: tf.Tensor, every: tf.Tensor, shortest: tf.Tensor | None = No
     return before + level + WARM_UP * (growing - tf.math.log(shortest)) + after
 
 
+def phase_of_multiples(every: tf.Tensor) -> tf.Tensor:
+    """The phase whose turns, once rounds have grown, are the multiples of `every`.
+
+    Args:
+        every: Integer scalar, as for `is_due`.
+    """
+    every = tf.cast(every, tf.float64)
+    made = WARM_UP * (tf.math.log(every) - (every - 1.0) / every)  # at 0, had they been long always
+    return made - tf.floor(made)
+
+
 def stagger(costs: Sequence[float]) -> list[float]:
     """Phases that spread blocks of the given refresh costs evenly over a round.
 

@@ -14,7 +14,7 @@ from tfkfac.block_gradients import weighted_dot
 from tfkfac.hyperparameters import AUTO, Hyperparameter, Range, is_auto, refuse_if_automatic
 from tfkfac.local_model import Batch, LocalModel
 from tfkfac.quadratic_model import QuadraticModel
-from tfkfac.schedule import is_due
+from tfkfac.schedule import is_due, phase_of_multiples
 from tfkfac.second_look import can_look_again
 from tfkfac.step_size import AUTO_KL_CLIP, greatest_rate, kl_clip_scale, rate_between, relaxation
 from tfkfac.stopwatch import Stopwatch
@@ -167,7 +167,8 @@ class StepControl(AdaptiveDamping):
         """
         if "momentum" in self.automatic:
             return tf.constant(True)
-        due = is_due(self._moves, self.learning_rate_update_every)
+        every = tf.convert_to_tensor(self.learning_rate_update_every)
+        due = is_due(self._moves, every, phase_of_multiples(every))
         due |= tf.convert_to_tensor(self.learning_rate) <= 0.0  # no step was found: try again
         return due | self._look_is_due() if looks else due
 
