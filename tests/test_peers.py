@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -404,6 +405,23 @@ def test_losses_after_equal_updates_and_equal_seconds() -> None:
     run = runs_of({"SGD": broken}, seconds=3.0)["SGD"]
     assert run["diverged"] and run["curve"]["updates"] == [1, 2, 3, 4]
     assert measurements.after_seconds(run) is None
+
+
+def test_seconds_to_where_a_peer_ends() -> None:
+    """After thirteen updates of a second it is at 1/13: there we are after four of half a second."""
+    traces = {
+        "tfkfac auto": trace(0.5, losses=4 / 13),
+        "tfkfac default": trace(0.5, losses=2.0),
+        "kfac-jax auto": trace(1.0),
+    }
+    runs = runs_of(traces)
+    peer = [runs["kfac-jax auto"]]
+    assert measurements.overtaken(peer, [runs["tfkfac auto"]]).values == pytest.approx([2.0 / 13.0])
+    assert measurements.overtaken(peer, [runs["tfkfac default"]]).values == [math.inf]
+    assert measurements.overtaken(peer, []) is None
+    page = report.markdown(list(runs.values()))
+    assert "Where kfac-jax auto is after 13 updates (0.07692), tfkfac auto is in 0.1" in page
+    assert "tfkfac default is in" not in page
 
 
 def test_steps_of_one_that_diverged_are_not_told() -> None:

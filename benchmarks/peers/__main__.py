@@ -139,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         help='only these of the peers\' optimizers, e.g. "kfac-jax auto", beside which those run '
         "that they are compared with",
     )
-    add("--rounds", type=int, default=20, help="blocks of each contender; the last half counts")
-    add("--steps", type=int, default=10, help="steps of a block")
+    add("--rounds", type=int, default=10, help="blocks of each contender; the last half counts")
+    add("--steps", type=int, default=20, help="steps of a block")
     add("--limit", type=float, default=120.0, help="seconds of one contender's steps, at most")
     add("--minutes", type=float, default=60.0, help="of one alternation, at most")
     add(

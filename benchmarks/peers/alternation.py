@@ -34,8 +34,8 @@ class Plan:
         ValueError: One of them is not positive.
     """
 
-    rounds: int = 20
-    steps: int = 10
+    rounds: int = 10
+    steps: int = 20
     limit: float = 120.0
     minutes: float = 60.0
 

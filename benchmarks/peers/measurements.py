@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.peers.alternation import Ends, Plan, Trace
 from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.zoo.comparison import first_at
 from benchmarks.zoo.curves import rounded, smoothed, thinned
 from benchmarks.zoo.results import Run
 from benchmarks.zoo.training import DIVERGED
@@ -155,6 +156,22 @@ def after_updates(run: Run) -> float | None:
 def after_seconds(run: Run) -> float | None:
     """The smoothed loss after the seconds that all had; None if it diverged before."""
     return _loss_at(run, "seconds")
+
+
+def overtaken(runs: Sequence[Run], ours: Sequence[Run]) -> Spread | None:
+    """Our seconds to the loss at which a peer ends over its own, seed by seed.
+
+    Args:
+        runs: Of the peer.
+        ours: Of one of ours. Where it never is there, the ratio is infinite.
+    """
+    ratios = []
+    for its, own in zip(runs, ours, strict=False):
+        if its["diverged"] or not its["curve"]["losses"]:
+            continue
+        _, seconds = first_at(own["curve"], its["curve"]["losses"][-1])
+        ratios.append(seconds / its["curve"]["seconds"][-1])
+    return _spread(ratios)
 
 
 def _loss_at(run: Run, key: str) -> float | None:

@@ -9,7 +9,7 @@ import rich.table
 from rich.console import Console
 
 from benchmarks.peers import measurements
-from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.peers.contenders import AUTOMATIC, CONTENDERS
 from benchmarks.peers.measurements import Spread
 from benchmarks.peers.problems import PROBLEMS
 from benchmarks.zoo.report import spread
@@ -85,6 +85,24 @@ def _losses(found: Sequence[float | None], runs: Sequence[Run]) -> str:
     return f"– ({max(run['updates'] for run in runs)} updates made)"
 
 
+def overtaken(runs: dict[str, list[Run]]) -> list[str]:
+    """When ours are where an automatic peer ends, a sentence for each of both."""
+    sentences = []
+    for name, own in runs.items():
+        if not CONTENDERS[name].automatic or CONTENDERS[name].peer == "tfkfac":
+            continue
+        for ours in (AUTOMATIC["against"], "tfkfac default"):
+            ratio = measurements.overtaken(own, runs.get(ours, []))
+            if ratio is not None and np.isfinite(ratio.median):
+                curve = own[0]["curve"]
+                sentences.append(
+                    f"Where {name} is after {curve['updates'][-1]} updates "
+                    f"({curve['losses'][-1]:.4g}), {ours} is in {_median(ratio, '.2f')} times the "
+                    "seconds."
+                )
+    return sentences
+
+
 def versions(runs: dict[str, list[Run]]) -> str:
     """Of everything that took part."""
     found: dict[str, str] = {}
@@ -109,7 +127,8 @@ def markdown(runs: Sequence[Run]) -> str:
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
         table = "\n".join(lines)
         size = problem.training.batch_size
-        parts.append(f"## {problem.name}\n\nBatch {size}. {versions(here)}.\n\n{table}")
+        title = f"## {problem.name}\n\nBatch {size}. {versions(here)}."
+        parts += [title, table, *overtaken(here)]
     return "\n\n".join(parts)
 
 
@@ -132,4 +151,4 @@ def show(runs: Sequence[Run], console: Console | None = None) -> None:
         for name, own in here.items():
             row = cells(name, own)
             table.add_row(*row)
-        console.print(table)
+        console.print(table, *overtaken(here), sep="\n")
