@@ -408,7 +408,7 @@ def test_losses_after_equal_updates_and_equal_seconds() -> None:
 
 
 def test_seconds_to_where_a_peer_ends() -> None:
-    """After thirteen updates of a second it is at 1/13: there we are after four of half a second."""
+    """It is at 1/13 after thirteen updates of a second, we are after four of half a second."""
     traces = {
         "tfkfac auto": trace(0.5, losses=4 / 13),
         "tfkfac default": trace(0.5, losses=2.0),

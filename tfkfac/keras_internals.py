@@ -138,7 +138,7 @@ def states_of(model: Any) -> list[Any]:
     layers = [model, *flatten_layers(model)]
     found = [v for layer in layers for v in layer._non_trainable_variables]
     for layer in layers:
-        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+        if isinstance(layer, keras.layers.RNN) and layer.states is not None:
             found += tf.nest.flatten(layer.states)
     return list({id(variable): variable for variable in [*found, *seeds_of(model)]}.values())
 
