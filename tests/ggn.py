@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkfac import keras_internals
+from tfkfac import watched_losses
 from tfkfac.fisher import Estimator
 from tfkfac.gauss_newton import OutputCurvature
 from tfkfac.noise import PhiloxNoise
@@ -246,7 +246,7 @@ def calls_of(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any = None)
         calls.append(LossCall(*call))
         return value
 
-    with keras_internals.watching_losses(model._compile_loss, note):
+    with watched_losses.watching_losses(model._compile_loss, note):
         model.compute_loss(None, y, y_pred, sample_weight)
     return calls
 

@@ -200,7 +200,7 @@ def _stateful(kind: str) -> keras.Model:
     return keras.Sequential(
         [
             keras.Input(batch_shape=(16, *models.IMAGE)),
-            layers.Reshape((-1, models.IMAGE[-1])),
+            layers.Reshape((models.IMAGE[0], -1)),
             recurrent,
             layers.Dense(models.CLASSES),
         ]

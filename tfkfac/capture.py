@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfkfac import keras_internals, recurrent_pass
+from tfkfac import keras_internals, recurrent_pass, watched_losses
 from tfkfac.blocks import Use
 from tfkfac.distribution.workers import Alone, Workers
 from tfkfac.observation import LossCall
@@ -219,7 +219,7 @@ class Recorder:
             return record.noted(LossCall(*call), value)
 
         try:
-            with keras_internals.watching_losses(compiled, note):
+            with watched_losses.watching_losses(compiled, note):
                 value = compute_loss(*args, **kwargs)
         except BaseException:
             self._records.forget(record)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac import keras_internals
+from tfkfac import keras_internals, watched_losses
 from tfkfac.record import Record
 
 
@@ -52,7 +52,7 @@ def loss_at_present_weights(model: Any, record: Record) -> tf.Tensor:
             corrections.append(seen.correction(value))
         return value
 
-    with keras_internals.watching_losses(keras_internals.compiled_losses(model), note):
+    with watched_losses.watching_losses(keras_internals.compiled_losses(model), note):
         loss = model.compute_loss(**{**dict(arguments), "y_pred": outputs})
     loss = tf.add_n([loss, *corrections])
     with tf.control_dependencies([loss]):

@@ -165,12 +165,13 @@ def overtaken(runs: Sequence[Run], ours: Sequence[Run]) -> Spread | None:
         runs: Of the peer.
         ours: Of one of ours. Where it never is there, the ratio is infinite.
     """
+    curves = {run["seed"]: run["curve"] for run in ours}
     ratios = []
-    for its, own in zip(runs, ours, strict=False):
-        if its["diverged"] or not its["curve"]["losses"]:
-            continue
-        _, seconds = first_at(own["curve"], its["curve"]["losses"][-1])
-        ratios.append(seconds / its["curve"]["seconds"][-1])
+    for run in runs:
+        curve = run["curve"]
+        if run["seed"] in curves and curve["losses"] and not run["diverged"]:
+            _, seconds = first_at(curves[run["seed"]], curve["losses"][-1])
+            ratios.append(seconds / curve["seconds"][-1])
     return _spread(ratios)
 
 

@@ -9,7 +9,7 @@ import rich.table
 from rich.console import Console
 
 from benchmarks.peers import measurements
-from benchmarks.peers.contenders import AUTOMATIC, CONTENDERS
+from benchmarks.peers.contenders import CONTENDERS
 from benchmarks.peers.measurements import Spread
 from benchmarks.peers.problems import PROBLEMS
 from benchmarks.zoo.report import spread
@@ -85,20 +85,21 @@ def _losses(found: Sequence[float | None], runs: Sequence[Run]) -> str:
     return f"– ({max(run['updates'] for run in runs)} updates made)"
 
 
-def overtaken(runs: dict[str, list[Run]]) -> list[str]:
-    """When ours are where an automatic peer ends, a sentence for each of both."""
+def race(runs: dict[str, list[Run]]) -> list[str]:
+    """A sentence for each of ours that gets to where an automatic peer ends."""
     sentences = []
     for name, own in runs.items():
-        if not CONTENDERS[name].automatic or CONTENDERS[name].peer == "tfkfac":
+        contender = CONTENDERS[name]
+        if not contender.automatic or contender.peer == "tfkfac":
             continue
-        for ours in (AUTOMATIC["against"], "tfkfac default"):
+        for ours in (contender.against or "", "tfkfac default"):
             ratio = measurements.overtaken(own, runs.get(ours, []))
             if ratio is not None and np.isfinite(ratio.median):
-                curve = own[0]["curve"]
+                updates = max(run["updates"] for run in own)
+                loss = _losses([run["curve"]["losses"][-1] for run in own], own)
                 sentences.append(
-                    f"Where {name} is after {curve['updates'][-1]} updates "
-                    f"({curve['losses'][-1]:.4g}), {ours} is in {_median(ratio, '.2f')} times the "
-                    "seconds."
+                    f"Where {name} is after {updates} updates ({loss}), {ours} is in "
+                    f"{_median(ratio, '.2f')} times the seconds."
                 )
     return sentences
 
@@ -128,7 +129,7 @@ def markdown(runs: Sequence[Run]) -> str:
         table = "\n".join(lines)
         size = problem.training.batch_size
         title = f"## {problem.name}\n\nBatch {size}. {versions(here)}."
-        parts += [title, table, *overtaken(here)]
+        parts += [title, table, *race(here)]
     return "\n\n".join(parts)
 
 
@@ -151,4 +152,4 @@ def show(runs: Sequence[Run], console: Console | None = None) -> None:
         for name, own in here.items():
             row = cells(name, own)
             table.add_row(*row)
-        console.print(table, *overtaken(here), sep="\n")
+        console.print(table, *race(here), sep="\n")
