@@ -141,19 +141,19 @@ def measured(size: Size, rounds: int) -> Run:
         "matmul_rate": max(rate, machine.matmul_rate()),
         "operations": counted(size),
         "seconds": seconds,
-        "first_step": first_step_alone(json.dumps(dataclasses.asdict(size))),
+        **first_step_alone(json.dumps(dataclasses.asdict(size))),
     }
 
 
-def first_step_alone(what: str) -> float:
-    """Seconds from `compile` to the end of the first step of `KFAC()`, in a fresh process."""
+def first_step_alone(what: str) -> dict[str, float]:
+    """Seconds of the first step of `KFAC()` in a fresh process, see `first_step`."""
     command = [sys.executable, "-m", "benchmarks.growth", "--alone", what]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(found.stdout.strip().splitlines()[-1])
+    return json.loads(found.stdout.strip().splitlines()[-1])
 
 
-def print_first_step(what: str) -> None:
-    """See `first_step_alone`."""
+def first_step(what: str) -> dict[str, float]:
+    """Seconds from `compile` to the end of the first step of `KFAC()`, and those of tracing."""
     rng = np.random.default_rng(0)
     if what == DEEP:
         model = keras.applications.ResNet50(
@@ -165,11 +165,22 @@ def print_first_step(what: str) -> None:
         model = size.network()
         inputs = rng.normal(size=(size.batch, 256)).astype("float32")
     targets = rng.integers(10, size=len(inputs))
+    traced = model.train_step
+    tracing = 0.0
+
+    def timed(data: Any) -> Any:
+        nonlocal tracing
+        begun = time.perf_counter()
+        logs = traced(data)
+        tracing += time.perf_counter() - begun
+        return logs
+
+    model.train_step = timed  # which Python runs while it is traced only
     start = time.perf_counter()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(tfkfac.KFAC(seed=0), loss)
     model.fit(inputs, targets, batch_size=len(inputs), verbose=0)
-    print(time.perf_counter() - start)
+    return {"first_step": time.perf_counter() - start, "tracing": tracing}
 
 
 def bound(run: Run, kind: str) -> float:
@@ -180,7 +191,7 @@ def bound(run: Run, kind: str) -> float:
     return sgd + beyond
 
 
-def table(runs: Sequence[Run], first_of_deep: float | None) -> str:
+def table(runs: Sequence[Run], deep: Run | None) -> str:
     """A line a size."""
     rows = []
     for run in runs:
@@ -189,7 +200,7 @@ def table(runs: Sequence[Run], first_of_deep: float | None) -> str:
             cells.append(f"{1e3 * np.median(run['seconds'][kind]):.1f}")
             if kind != "SGD":
                 cells.append(f"{np.median(run['seconds'][kind]) / bound(run, kind):.2f}")
-        rows.append([*cells, f"{run['first_step']:.1f}"])
+        rows.append([*cells, f"{run['first_step']:.1f}", f"{run['tracing']:.1f}"])
     headings = [
         "size",
         "SGD, ms",
@@ -198,11 +209,15 @@ def table(runs: Sequence[Run], first_of_deep: float | None) -> str:
         "preconditioning, ms",
         "of the bound",
         "first step of KFAC(), s",
+        "of them tracing, s",
     ]
     lines = markdown.table(headings, rows)
-    if first_of_deep is None:
+    if deep is None:
         return lines
-    return f"{lines}\n\nThe first step of {DEEP} (64×64, batch 8): {first_of_deep:.1f} s."
+    return (
+        f"{lines}\n\nThe first step of {DEEP} (64×64, batch 8): {deep['first_step']:.1f} s, "
+        f"of them {deep['tracing']:.1f} s tracing."
+    )
 
 
 def plot(runs: Sequence[Run], path: pathlib.Path) -> None:
@@ -220,13 +235,19 @@ def plot(runs: Sequence[Run], path: pathlib.Path) -> None:
             if kind != "SGD":
                 bounds = [bound(run, kind) for run in chosen]
                 panel.loglog(values, bounds, ":", color=color, label="its bound")
+        panel.set_xticks(values, [f"{value:,}" for value in values])
+        panel.minorticks_off()
         panel.set_xlabel(axis)
         panel.set_ylabel("seconds of a step")
     panels[0].legend(frameon=False, fontsize=8)
     deep = [run for run in runs if run["axis"] == "depth"]
-    last.plot([run["depth"] for run in deep], [run["first_step"] for run in deep], "o-", color="C3")
-    last.set(xlabel="depth", ylabel="seconds to the end of the first step", xlim=(0, None))
-    last.set_ylim(0, None)
+    for color, (key, label) in enumerate(
+        {"first_step": "compile to first step", "tracing": "tracing"}.items(), start=len(KINDS)
+    ):
+        depths = [run["depth"] for run in deep]
+        last.plot(depths, [run[key] for run in deep], "o-", color=f"C{color}", label=label)
+    last.set(xlabel="depth", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    last.legend(frameon=False, fontsize=8)
     for panel in (*panels, last):
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
@@ -248,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.alone:
-        print_first_step(chosen.alone)
+        print(json.dumps(first_step(chosen.alone)))
         return
     sizes, rounds = (QUICK, 3) if chosen.quick else (SIZES, chosen.rounds)
     kept, runs = Results(chosen.output.with_suffix(".json")), []
@@ -258,8 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     deep = None
     if not chosen.quick:
         setting = {"axis": DEEP}
-        deep = kept.get(setting, lambda _: setting | {"first_step": first_step_alone(DEEP)})
-    text = table(runs, deep and deep["first_step"])
+        deep = kept.get(setting, lambda _: setting | first_step_alone(DEEP))
+    text = table(runs, deep)
     print(text)
     report.write_page(chosen.output.with_suffix(".md"), text)
     plot(runs, chosen.output.with_suffix(".png"))

@@ -218,19 +218,26 @@ def test_a_model_of_several_losses_is_traced_once() -> None:
 
 
 def _operations(graph: Any) -> Iterator[tuple[str, str, bool]]:
-    """(name, type, whether its result is used) of every operation, branches included."""
+    """(name, type, whether its result is used) of every operation, branches included.
+
+    A function that is called counts at every call, under the name of the caller.
+    """
     definition = graph.as_graph_def()
     functions = {function.signature.name: function for function in definition.library.function}
-    pending, seen = [(definition.node, [result.name for result in graph.outputs])], set()
+    pending = [("", definition.node, [result.name for result in graph.outputs])]
+    seen: set[str] = set()
     while pending:
-        nodes, results = pending.pop()
+        caller, nodes, results = pending.pop()
         read = {name.split(":")[0] for name in [*results, *(i for n in nodes for i in n.input)]}
-        yield from ((node.name, node.op, node.name in read) for node in nodes)
-        for attribute in (value for node in nodes for value in node.attr.values()):
-            called = {attribute.func.name, *(function.name for function in attribute.list.func)}
-            for name in called & functions.keys() - seen:
-                seen.add(name)
-                pending.append((functions[name].node_def, functions[name].ret.values()))
+        yield from ((f"{caller}{node.name}", node.op, node.name in read) for node in nodes)
+        for node in nodes:
+            is_call = node.op == "PartitionedCall"
+            for attribute in node.attr.values():
+                called = {attribute.func.name, *(function.name for function in attribute.list.func)}
+                for name in (called & functions.keys()) - (set() if is_call else seen):
+                    seen.add(name)
+                    prefix = f"{caller}{node.name}/" if is_call else caller
+                    pending.append((prefix, functions[name].node_def, functions[name].ret.values()))
 
 
 @functools.cache

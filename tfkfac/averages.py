@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfkfac import linalg
+from tfkfac.graph_functions import once_per_shape
 
 AddVariable = Callable[..., Any]
 """``keras.optimizers.Optimizer.add_variable``."""
@@ -70,14 +71,16 @@ class DecayedAverages:
         Returns:
             Whether the batch was entered, a boolean scalar.
         """
-        finite = linalg.finite_diagonals(*contributions.values()) & linalg.all_finite(decay)
-        one, zero = tf.ones([], self.dtype), tf.zeros([], self.dtype)
-        kept = tf.where(finite, tf.cast(decay, self.dtype), one)
-        share = tf.where(finite, tf.cast(weight, self.dtype), zero)
+        sums, total_weight, finite = _entered(
+            {key: tf.convert_to_tensor(total) for key, total in self._sums.items()},
+            {key: tf.cast(contributions[key], self.dtype) for key in self._sums},
+            tf.convert_to_tensor(self._weight),
+            tf.cast(decay, self.dtype),
+            tf.cast(weight, self.dtype),
+        )
         for key, total in self._sums.items():
-            contribution = tf.cast(contributions[key], self.dtype)
-            total.assign(kept * total + tf.math.multiply_no_nan(contribution, share))
-        self._weight.assign(kept * self._weight + share)
+            total.assign(sums[key])
+        self._weight.assign(total_weight)
         return finite
 
     def read(self) -> Served:
@@ -118,3 +121,22 @@ class Served(Mapping[str, tf.Tensor]):
             linear: Of it, such as a trace.
         """
         return linear(tf.convert_to_tensor(self._sums[key])) * self._scale
+
+
+@once_per_shape
+def _entered(
+    sums: dict[str, tf.Tensor],
+    contributions: dict[str, tf.Tensor],
+    total_weight: tf.Tensor,
+    decay: tf.Tensor,
+    weight: tf.Tensor,
+) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """V and w after a batch, and whether it was finite; else V and w as they were."""
+    finite = linalg.finite_diagonals(*contributions.values()) & linalg.all_finite(decay)
+    kept = tf.where(finite, decay, tf.ones_like(decay))
+    share = tf.where(finite, weight, tf.zeros_like(weight))
+    entered = {
+        key: kept * total + tf.math.multiply_no_nan(contributions[key], share)
+        for key, total in sums.items()
+    }
+    return entered, kept * total_weight + share, finite

@@ -51,7 +51,7 @@ def batch_statistics(
 
     def output_statistics(injected: list[tf.Tensor]) -> list[dict[str, tf.Tensor]]:
         gradients = record.backpropagate(targets, injected, seen)
-        return _in_turn(
+        back_to_front = _in_turn(
             functools.partial(
                 block.pass_statistics,
                 record.uses_of(block),
@@ -59,14 +59,15 @@ def batch_statistics(
                 weights_of_block,
                 batch,
             )
-            for block, weights_of_block in zip(seen, weights, strict=True)
-        )
+            for block, weights_of_block in reversed(list(zip(seen, weights, strict=True)))
+        )  # as the pass comes by: a gradient that waits for the first layer's is kept
+        return back_to_front[::-1]
 
-    outputs = estimator.sum(observations, noise, output_statistics)
     inputs = _in_turn(
         functools.partial(block.input_statistics, record.uses_of(block), weights_of_block, batch)
         for block, weights_of_block in zip(seen, weights, strict=True)
     )
+    outputs = estimator.sum(observations, noise, output_statistics)
     return [
         (block, of_inputs | of_outputs)
         for block, of_inputs, of_outputs in zip(seen, inputs, outputs, strict=True)

@@ -12,6 +12,8 @@ import string
 
 import tensorflow as tf
 
+from tfkfac.graph_functions import once_per_shape
+
 PANEL = 200
 """Rows of a panel when only one triangle of a product is computed (measured, see docs)."""
 
@@ -43,18 +45,25 @@ def second_moment(rows: tf.Tensor, last: tuple[tf.Tensor, tf.Tensor] | None = No
         ``[..., d, d]``, the lower triangle of ``rowsᵀ rows``. Wide matrices are computed panel
         by panel, which skips most of the upper triangle (then filled with zeros).
     """
+    if len(panel_bounds(rows.shape[-1])) > 1 and rows.shape.rank == 2:
+        return _second_moment_by_panels(rows, last)
+    moment = tf.matmul(rows, rows, transpose_a=True)
+    return moment if last is None else border(moment, *last)
+
+
+@once_per_shape
+def _second_moment_by_panels(
+    rows: tf.Tensor, last: tuple[tf.Tensor, tf.Tensor] | None
+) -> tf.Tensor:
+    """See `second_moment`; of one matrix."""
     dim = rows.shape[-1]
-    bounds = panel_bounds(dim)
-    if len(bounds) == 1 or rows.shape.rank != 2:
-        moment = tf.matmul(rows, rows, transpose_a=True)
-        return moment if last is None else border(moment, *last)
     width = dim + (last is not None)
     panels = [
         tf.pad(
             tf.matmul(rows[:, start:stop], rows[:, :stop], transpose_a=True),
             [[0, 0], [0, width - stop]],
         )
-        for start, stop in bounds
+        for start, stop in panel_bounds(dim)
     ]
     if last is not None:
         row, corner = last
@@ -92,6 +101,7 @@ def shifted(lower: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return tf.linalg.set_diag(lower, diagonal + shift[..., None])
 
 
+@once_per_shape
 def inverse(lower: tf.Tensor) -> tf.Tensor:
     """The inverse of a positive definite matrix given by its lower triangle.
 
@@ -101,9 +111,10 @@ def inverse(lower: tf.Tensor) -> tf.Tensor:
     Returns:
         ``[..., d, d]``, full and symmetric; NaN where the matrix is not positive definite.
     """
-    return _gram_of_triangle(inverse_root(lower))
+    return _gram_of_triangle(_triangular_inverse(tf.linalg.cholesky(lower)))
 
 
+@once_per_shape
 def inverse_root(lower: tf.Tensor) -> tf.Tensor:
     """``R`` with ``RᵀR = M⁻¹`` of a positive definite M given by its lower triangle.
 

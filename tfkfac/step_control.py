@@ -182,17 +182,18 @@ class StepControl(AdaptiveDamping):
         """q on the plane of p and d, without its damping and with it; zeros if it is not due."""
 
         def measured() -> tuple[QuadraticModel, QuadraticModel]:
-            plane = model.plane(directions, velocities)
+            steps = self.workers.each(lambda: [tf.convert_to_tensor(d) for d in velocities])
+            plane = model.plane(directions, steps)
             dampings = self.dampings_of(list(self.layer_collection))
 
-            def of_damping(directions: Sequence[Any]) -> list[tf.Tensor]:
-                pairs = (directions, directions), (directions, velocities), (velocities, velocities)
+            def of_damping(directions: Sequence[Any], steps: Any) -> list[tf.Tensor]:
+                pairs = (directions, directions), (directions, steps), (steps, steps)
                 return [
-                    weighted_dot(self.layer_collection.blocks, *pair, model.variables, dampings)
-                    for pair in pairs
+                    weighted_dot(self.layer_collection.blocks, u, v, model.variables, dampings)
+                    for u, v in pairs
                 ]
 
-            forms = self.workers.first(self.workers.each(of_damping, directions))
+            forms = self.workers.first(self.workers.each(of_damping, directions, steps))
             return plane, plane.plus(*(tf.cast(form, model.dtype) for form in forms))
 
         nothing = QuadraticModel(*[tf.zeros([], model.dtype)] * 5)

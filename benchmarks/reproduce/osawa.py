@@ -202,7 +202,7 @@ def stages_of(timed: Mapping[str, float]) -> dict[str, tuple[float, float]]:
             timed["exchange statistics"],
         ),
         "inverses": (timed["everything"] - timed["no inverses"], 0.0),
-        "gradients to all, preconditioning, directions to all": (
+        "gradients, preconditioning, directions": (
             timed["no statistics"] - timed["sgd"],
             timed["exchange gradients"] + timed["exchange directions"],
         ),
@@ -261,7 +261,7 @@ def stage_panel(timed: Sequence[Mapping[str, Any]]) -> Panel:
         stage: (ranks, [1e3 * max(stages_of(each)[stage][0], 1e-5) for each in timed])
         for stage in stages_of(timed[0])
     }
-    return Panel("ranks", "milliseconds", lines, marker="o")
+    return Panel("ranks", "milliseconds", lines, "log", "linear", marker="o")
 
 
 EXPERIMENT = Experiment(

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfkfac.blocks.window import Window
+from tfkfac.blocks.window import Window, pad
 
 PATCH_BYTES = 32 * 2**20
 """What the patches of one chunk may take; with their weighted copy, 64 MB."""
@@ -64,6 +64,11 @@ class Chunks:
         return parts(self.batch, self.examples) * self.bands
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all of the batch is known to be one chunk."""
+        return isinstance(self.count, int) and self.count == 1
+
+    @property
     def are_exact(self) -> bool:
         """Whether the bands are known to cover the images' rows exactly."""
         missing = self._missing_rows
@@ -72,15 +77,17 @@ class Chunks:
     def pad_images(self, images: tf.Tensor) -> tf.Tensor:
         """Fills batch and images up to whole chunks, with zeros."""
         below = self._missing_rows * self.window.strides[0]
-        return tf.pad(images, [[0, -self.batch % self.examples], [0, below], *self._others])
+        return pad(images, [[0, -self.batch % self.examples], [0, below], *self._others])
 
     def pad_weights(self, omega: tf.Tensor) -> tf.Tensor:
         """Fills the weights of the places up to whole chunks, with zeros."""
         missing = [[0, -self.batch % self.examples], [0, self._missing_rows], *self._others]
-        return tf.pad(omega, missing)
+        return pad(omega, missing)
 
     def images(self, images: tf.Tensor, index: Any) -> tf.Tensor:
         """The part of the padded images that the chunk's output locations see."""
+        if self.is_whole:
+            return images
         stride, extent = self.window.strides[0], self.window.extent[0]
         first = (index % self.bands) * self.rows * stride
         height = (self.rows - 1) * stride + extent
@@ -104,7 +111,7 @@ class Chunks:
             shapes: Of the tensors.
             dtype: Of the tensors.
         """
-        if isinstance(self.count, int) and self.count == 1:
+        if self.is_whole:
             return of_chunk(0)
 
         def add(index: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:

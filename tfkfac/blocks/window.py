@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -76,7 +78,7 @@ class Window:
         if self.padding == "valid":
             return images
         paddings = [self._padding(_length(images, axis), axis) for axis in range(self.rank)]
-        return tf.pad(images, [[0, 0], *paddings, [0, 0]])
+        return pad(images, [[0, 0], *paddings, [0, 0]])
 
     def rim(self, axis: int) -> tuple[int, int]:
         """Places before and behind the outputs at which a patch still touches the image.
@@ -100,6 +102,8 @@ class Window:
         Returns:
             For every offset in the kernel's order a tensor ``[N, *outputs, channels]``.
         """
+        if math.prod(self.extent) == math.prod(self.strides) == 1:
+            return [padded]
         counts = [self.outputs(_length(padded, axis), axis) for axis in range(self.rank)]
         found = []
         for offsets in itertools.product(*map(range, self.size)):
@@ -153,6 +157,12 @@ class Window:
             return 0
         total = (length - 1) * self.strides[axis] + self.extent[axis] - outputs
         return (max(total, 0) if isinstance(total, int) else tf.maximum(total, 0)) // 2
+
+
+def pad(tensor: tf.Tensor, paddings: Sequence[Sequence[Any]]) -> tf.Tensor:
+    """`tf.pad`, which is nothing in the graph where all paddings are known to be zero."""
+    known_zero = all(isinstance(each, int) and each == 0 for pair in paddings for each in pair)
+    return tensor if known_zero else tf.pad(tensor, paddings)
 
 
 def _length(images: tf.Tensor, axis: int) -> Any:
