@@ -35,11 +35,23 @@ def parser_of(
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument(
         "--output",
-        type=pathlib.Path,
+        type=_output,
         default=pathlib.Path(output or name),
         help="files to write, without a suffix",
     )
     return parser
+
+
+def _output(text: str) -> pathlib.Path:
+    """A path whose folder is there, or is made."""
+    path = pathlib.Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be in a folder that can be made, got {text} ({error.strerror})"
+        ) from error
+    return path
 
 
 def _positive(text: str) -> int:

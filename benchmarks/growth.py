@@ -13,7 +13,6 @@ Needs: no data; about 40 minutes, 3 GB of memory.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -153,7 +152,10 @@ def first_step_alone(what: str) -> dict[str, float]:
 
 
 def first_step(what: str) -> dict[str, float]:
-    """Seconds from `compile` to the end of the first step of `KFAC()`, and those of tracing."""
+    """Seconds from `compile` to the end of the first step of `KFAC()`, and those of tracing.
+
+    And the operations of the step's graph, those of functions that it calls included.
+    """
     rng = np.random.default_rng(0)
     if what == DEEP:
         model = keras.applications.ResNet50(
@@ -167,12 +169,14 @@ def first_step(what: str) -> dict[str, float]:
     targets = rng.integers(10, size=len(inputs))
     traced = model.train_step
     tracing = 0.0
+    graphs = []
 
     def timed(data: Any) -> Any:
         nonlocal tracing
         begun = time.perf_counter()
         logs = traced(data)
         tracing += time.perf_counter() - begun
+        graphs.append(tf.compat.v1.get_default_graph())
         return logs
 
     model.train_step = timed  # which Python runs while it is traced only
@@ -180,7 +184,10 @@ def first_step(what: str) -> dict[str, float]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(tfkfac.KFAC(seed=0), loss)
     model.fit(inputs, targets, batch_size=len(inputs), verbose=0)
-    return {"first_step": time.perf_counter() - start, "tracing": tracing}
+    seconds = time.perf_counter() - start
+    graph = graphs[-1].as_graph_def()
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    return {"first_step": seconds, "tracing": tracing, "operations_of_graph": sum(map(len, bodies))}
 
 
 def bound(run: Run, kind: str) -> float:
@@ -200,7 +207,8 @@ def table(runs: Sequence[Run], deep: Run | None) -> str:
             cells.append(f"{1e3 * np.median(run['seconds'][kind]):.1f}")
             if kind != "SGD":
                 cells.append(f"{np.median(run['seconds'][kind]) / bound(run, kind):.2f}")
-        rows.append([*cells, f"{run['first_step']:.1f}", f"{run['tracing']:.1f}"])
+        first = [f"{run[key]:.1f}" for key in ("first_step", "tracing")]
+        rows.append([*cells, *first, f"{run['operations_of_graph']:,}"])
     headings = [
         "size",
         "SGD, ms",
@@ -210,13 +218,14 @@ def table(runs: Sequence[Run], deep: Run | None) -> str:
         "of the bound",
         "first step of KFAC(), s",
         "of them tracing, s",
+        "operations of the graph",
     ]
     lines = markdown.table(headings, rows)
     if deep is None:
         return lines
     return (
         f"{lines}\n\nThe first step of {DEEP} (64×64, batch 8): {deep['first_step']:.1f} s, "
-        f"of them {deep['tracing']:.1f} s tracing."
+        f"of them {deep['tracing']:.1f} s tracing; {deep['operations_of_graph']:,} operations."
     )
 
 
@@ -266,9 +275,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = parser_of("growth", __doc__, quick="small sizes, three rounds")
     parser.add_argument("--rounds", type=int, default=7, help="alternations (default: 7)")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", metavar=DEEP, help="only the first step of it")
     chosen = parser.parse_args(arguments)
     if chosen.alone:
+        if chosen.alone != DEEP and not chosen.alone.startswith("{"):
+            parser.error(f"argument --alone: must be {DEEP}, got {chosen.alone}")
         print(json.dumps(first_step(chosen.alone)))
         return
     sizes, rounds = (QUICK, 3) if chosen.quick else (SIZES, chosen.rounds)

@@ -66,13 +66,25 @@ class OtherWork:
 def description() -> dict[str, Any]:
     """Machine, versions and commit, for the head of a report."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "devices": [device.device_type for device in tf.config.list_physical_devices()],
         "threads": len(_cpu_set()),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("tensorflow", "keras")},
         "commit": _commit(),
     }
+
+
+def _processor(information: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> str:
+    """Its name and widest vectors, by which TensorFlow chooses kernels, where Linux tells them."""
+    kind = platform.processor() or platform.machine()
+    if not information.exists():
+        return kind
+    lines = (line.partition(":") for line in information.read_text().splitlines())
+    told = {key.strip(): value.strip() for key, _, value in lines}
+    flags = told.get("flags", "").split()
+    vectors = [name for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX-512")) if flag in flags]
+    return ", ".join([told.get("model name", kind), *vectors[-1:]])
 
 
 def _cpu_set() -> set[int]:

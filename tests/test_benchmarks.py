@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import pathlib
+import platform
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import communication, coverage, levers, scaling_model, step_cost
+from benchmarks import communication, coverage, levers, machine, scaling_model, step_cost
 from benchmarks.command_line import parser_of
 
 
@@ -48,6 +49,28 @@ def test_seeds_are_counted(given: str, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         parser.parse_args(["--seeds", given])
     assert f"must be an integer of at least 1, got {given}" in capsys.readouterr().err
+
+
+def test_output_needs_a_folder(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = parser_of("anything", "A line.", quick="is quick")
+    inside = tmp_path / "new" / "folder" / "results"
+    assert parser.parse_args(["--output", str(inside)]).output == inside
+    assert inside.parent.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--output", str(tmp_path / "file" / "results")])
+    assert "argument --output: must be in a folder that can be made" in capsys.readouterr().err
+
+
+def test_processor_is_told_with_its_widest_vectors(tmp_path: pathlib.Path) -> None:
+    """TensorFlow takes other kernels with AVX-512, whose seconds are not those of AVX2."""
+    told = tmp_path / "cpuinfo"
+    one = "processor\t: 0\nmodel name\t: A Chip\nflags\t\t: fpu avx2{}\n\n"
+    told.write_text(2 * one.format(""))
+    assert machine._processor(told) == "A Chip, AVX2"
+    told.write_text(2 * one.format(" avx512f"))
+    assert machine._processor(told) == "A Chip, AVX-512"
+    assert machine._processor(tmp_path / "none") == (platform.processor() or platform.machine())
 
 
 def test_communication_goes_on(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
+from typing import Any
 
 import keras
 import numpy as np
@@ -51,10 +54,34 @@ def test_arguments_may_be_structures_and_none(shift: float | None, jit: bool) ->
 def test_many_shapes_are_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
     """TensorFlow warns of functions that are traced in most of their calls."""
     tf.get_logger().propagate = True
+
+    @tf.function
+    def step() -> list[Any]:
+        return [_scaled_gram(_parts(rows), None) for rows in range(1, 12)]
+
     with caplog.at_level(logging.WARNING):
-        for rows in range(1, 12):
-            _scaled_gram(_parts(rows), None)
+        step()
     assert not [record for record in caplog.records if "retracing" in record.getMessage()]
+
+
+def test_functions_end_with_their_graph() -> None:
+    traced = []
+
+    @once_per_shape
+    def doubled(matrix: tf.Tensor) -> tf.Tensor:
+        traced.append(weakref.ref(tf.compat.v1.get_default_graph()))
+        return 2.0 * matrix
+
+    def step(matrix: tf.Tensor) -> tf.Tensor:
+        halves = [tf.cond(matrix[0, 0] > 0.0, lambda: doubled(matrix), lambda: doubled(matrix))]
+        return doubled(matrix) + halves[0]
+
+    compiled = tf.function(step)
+    assert float(compiled(tf.ones([1, 1]))[0, 0]) == 4.0
+    assert len(traced) == 1
+    del compiled
+    gc.collect()
+    assert traced[0]() is None
 
 
 def _operations(depth: int) -> tuple[int, int]:

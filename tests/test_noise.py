@@ -57,14 +57,16 @@ def two_draws(kind: str, dtype: str) -> Callable[[tf.Tensor, tf.Tensor], list[tf
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_graph_and_xla_give_the_eager_numbers(kind: str, mode: str) -> None:
+@pytest.mark.parametrize("seed", [3, 4295, 2**31 - 1])  # beyond 4294 more than 32 bits are needed
+def test_graph_and_xla_give_the_eager_numbers(seed: int, kind: str, mode: str) -> None:
     def both_draws(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        source = PhiloxNoise(3, step)
+        source = PhiloxNoise(seed, step)
         return KINDS[kind](source), KINDS[kind](source)
 
     compiled = MODES[mode](both_draws)
-    for step in (0, 5):
-        eager, other = both_draws(tf.constant(step)), compiled(tf.constant(step))
+    for step in (0, 5, 2**40):
+        step = tf.constant(step, tf.int64)
+        eager, other = both_draws(step), compiled(step)
         tolerance = 1e-5 if kind == "normal" else 0.0  # XLA has its own logarithm.
         np.testing.assert_allclose(other, eager, rtol=tolerance, atol=tolerance)
 

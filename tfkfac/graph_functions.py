@@ -15,6 +15,9 @@ import tensorflow as tf
 
 Result = TypeVar("Result")
 
+_COLLECTION = "tfkfac/functions"
+"""Under which a graph keeps a dictionary: Python function → what is traced of it."""
+
 
 def once_per_shape(function: Callable[..., Result]) -> Callable[..., Result]:
     """A function of tensors alone, without side effects, that graphs hold once for each shape.
@@ -22,11 +25,28 @@ def once_per_shape(function: Callable[..., Result]) -> Callable[..., Result]:
     Args:
         function: From tensors to tensors; it must not capture any.
     """
-    traced = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
 
     @functools.wraps(function)
-    def call(*tensors: tf.Tensor) -> Any:
-        # Not `traced(...)`, which would warn of functions that are traced for many shapes.
-        return traced.get_concrete_function(*tensors)(*tensors)
+    def call(*tensors: Any) -> Any:
+        if tf.executing_eagerly():
+            return function(*tensors)
+        held = _outermost_graph().get_collection_ref(_COLLECTION)
+        if not held:
+            held.append({})
+        if function not in held[0]:
+            attributes = {"_noinline": True}
+            held[0][function] = tf.function(
+                function, autograph=False, experimental_attributes=attributes
+            )
+        # Not called itself: TensorFlow would warn of a function that is traced for many shapes.
+        return held[0][function].get_concrete_function(*tensors)(*tensors)
 
     return call
+
+
+def _outermost_graph() -> tf.Graph:
+    """That of the step, also while a branch or a loop in it is traced; functions end with it."""
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(getattr(graph, "outer_graph", None), "outer_graph"):
+        graph = graph.outer_graph
+    return graph

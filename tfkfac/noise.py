@@ -22,7 +22,7 @@ _LANES = 16
 round differently; so that a number does not depend on how many are drawn with it, all are full."""
 
 _SEEDS = 2**31 - 1
-"""Seeds for samplers that are not ours are below this prime."""
+"""All seeds are below this prime: other samplers want 32 bits, and XLA cuts longer ones off."""
 
 _FAR_APART = 1327217884
 """`_SEEDS` over the golden ratio. Multiples of it keep their distance modulo `_SEEDS` (Knuth, The
@@ -78,7 +78,7 @@ class PhiloxNoise:
     def _next_seed(self) -> tf.Tensor:
         """A seed of its own for each draw of a step."""
         self._draws += 1
-        return tf.stack([self._seed * 1_000_003 + self._draws, self._step])
+        return tf.stack([self._seed * 1_000_003 + self._draws, self._step]) % _SEEDS
 
     def _uniform(self, shape: Any, count: tf.Tensor) -> tf.Tensor:
         """The first numbers of a draw of a shape, and those behind it if `count` is larger."""
