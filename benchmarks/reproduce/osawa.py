@@ -56,7 +56,8 @@ class Size:
         epochs: Of every training.
         parts: How many parts of the recipe are left away, one at a time.
         kfac_rates: Peaks of K-FAC's learning rate.
-        sgd_rates: Peaks of SGD's at the smallest batch; at others these times 1 or batch ratio.
+        sgd_rates: Peaks of SGD's at the smallest batch; at others the best of them, as it is, and
+            scaled with the batch or with its root.
         seconds: Of a training, at most.
         ranks: Of Horovod.
         rounds: Alternations of what is timed there.
@@ -68,8 +69,8 @@ class Size:
     batches: tuple[int, ...] = (1024, 4096, 16_384)
     epochs: int = 8
     parts: int = len(WITHOUT)
-    kfac_rates: tuple[float, ...] = (0.1, 0.3)
-    sgd_rates: tuple[float, ...] = (0.1, 0.3)
+    kfac_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    sgd_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     seconds: float = 900
     ranks: tuple[int, ...] = (1, 2, 4)
     rounds: int = 5
@@ -150,7 +151,8 @@ def conduct(lab: Laboratory) -> Findings:
     smallest = bench.best("SGD", size.batches[0], size.sgd_rates, SGD)
     usual = smallest["options"]["learning_rate"]
     for batch in size.batches:
-        rates = sorted({usual, float(f"{usual * batch / size.batches[0]:.3g}")})
+        ratio = batch / size.batches[0]
+        rates = sorted({float(f"{usual * ratio**power:.3g}") for power in (0, 0.5, 1)})
         runs[f"SGD, batch {batch:,}"] = bench.best("SGD", batch, rates, SGD)
     last = size.batches[-1]
     peak = runs[f"KFAC, batch {last:,}"]["options"]["learning_rate"]
