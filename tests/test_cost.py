@@ -40,9 +40,15 @@ def conv(groups: int, channels: int = 6, method: str = "cholesky") -> ConvBlock:
 
 def products(function: Callable[[], Any]) -> int:
     """The operations of all matrix products in the graph of a function."""
-    graph = tf.function(function).get_concrete_function().graph
+    return _products_in(tf.function(function).get_concrete_function().graph)
+
+
+def _products_in(graph: Any) -> int:
+    """Those of functions that it calls, too."""
     count = 0
     for op in graph.get_operations():
+        if op.type == "PartitionedCall":
+            count += _products_in(graph._get_function(op.get_attr("f").name).graph)
         if op.type in ("MatMul", "BatchMatMulV2"):
             transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
             inner = op.inputs[0].shape[-2 if transposed else -1]
