@@ -8,7 +8,7 @@ included, is `KFAC()`'s, as it is without arguments, in a process of its own.
 
     python -m benchmarks.growth --output docs/results/growth
 
-Needs: no data; about 40 minutes, 3 GB of memory.
+Needs: no data; 10 to 40 minutes, 3 GB of memory.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def inverse(lower: tf.Tensor) -> tf.Tensor:
     Returns:
         ``[..., d, d]``, full and symmetric; NaN where the matrix is not positive definite.
     """
-    return _gram_of_triangle(_triangular_inverse(tf.linalg.cholesky(lower)))
+    return _gram_of_triangle(inverse_root(lower))
 
 
 @once_per_shape

@@ -86,8 +86,6 @@ class Chunks:
 
     def images(self, images: tf.Tensor, index: Any) -> tf.Tensor:
         """The part of the padded images that the chunk's output locations see."""
-        if self.is_whole:
-            return images
         stride, extent = self.window.strides[0], self.window.extent[0]
         first = (index % self.bands) * self.rows * stride
         height = (self.rows - 1) * stride + extent
@@ -139,6 +137,8 @@ class Chunks:
         return [[0, 0]] * self.window.rank
 
     def _cut(self, tensor: tf.Tensor, index: Any, first: Any, height: Any) -> tf.Tensor:
+        if self.is_whole:
+            return tensor
         others = self.window.rank
         begin = [index // self.bands * self.examples, first, *[0] * others]
         return tf.slice(tensor, begin, [self.examples, height, *[-1] * others])
