@@ -21,7 +21,8 @@ def push_forward(
 
     A backward pass ``Jᵀu`` is linear in u, so the derivative of ``⟨Jᵀu, v⟩`` in u is ``J v``: two
     products a layer and direction. The values of u and of ``Jᵀu`` play no part; in a graph they are
-    never computed.
+    never computed. One direction is pushed after the other: side by side, all their tangents would
+    be in memory.
 
     Args:
         tape: A persistent tape that watched the variables while the targets were computed.
@@ -50,11 +51,12 @@ def push_forward(
             if gradient is not None
         ]
         try:
-            pushed.append(
-                outer.gradient(
-                    pulled, cotangents, output_gradients=vectors, unconnected_gradients="zero"
+            with tf.control_dependencies(tf.nest.flatten(pushed[-1:])):
+                pushed.append(
+                    outer.gradient(
+                        pulled, cotangents, output_gradients=vectors, unconnected_gradients="zero"
+                    )
                 )
-            )
         except LookupError as error:
             raise ValueError(
                 "learning_rate, momentum and damping that are 'auto' need second derivatives of "

@@ -68,6 +68,7 @@ class Trace:
         seconds: Of every update; the first one traces and compiles.
         rounds: Round → how many updates were made before it and after it.
         megabytes: Peak memory of its process after the rounds.
+        before: Memory of the framework and the data, before there was a network.
         error: Why it stopped, a line; None if it did not.
     """
 
@@ -75,6 +76,7 @@ class Trace:
     seconds: list[float] = dataclasses.field(default_factory=list)
     rounds: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
     megabytes: float = 0.0
+    before: float = 0.0
     error: str | None = None
 
     @property
@@ -203,9 +205,11 @@ class _Turns:
             trace.seconds += told.get("seconds", [])
 
     def note_memory(self) -> None:
-        """Asks for the peak."""
+        """Asks for the peak, and what of it the training did not take."""
         if self.trace.error is None:
-            self.trace.megabytes = self._ask(do="memory").get("megabytes", 0.0)
+            told = self._ask(do="memory")
+            self.trace.megabytes = told.get("megabytes", 0.0)
+            self.trace.before = told.get("before", 0.0)
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         try:

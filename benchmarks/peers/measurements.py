@@ -70,6 +70,7 @@ def measurement(
         "first_step": round(trace.seconds[0], 3) if trace.seconds else None,
         "compilation": round(trace.compilation, 3),
         "megabytes": round(trace.megabytes, 1),
+        "megabytes_before": round(trace.before, 1),
         "updates": len(trace.losses),
         "ends": dataclasses.asdict(ends),
         "seconds": [round(second, 5) for second in trace.steps[1 : ends.updates]],

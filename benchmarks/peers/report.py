@@ -20,7 +20,7 @@ HEADINGS = (
     "step, s (min … max)",
     "÷ SGD of its own",
     "ours ÷ it (min … max)",
-    "peak MB",
+    "peak MB (training's)",
     "first step, s",
 )
 
@@ -59,11 +59,18 @@ def cells(name: str, runs: Sequence[Run]) -> list[str]:
         _median(steps, ".4f"),
         "–" if sgd is None else f"{sgd.median:.2f}",
         _median(ours, ".2f") + (f" ({CONTENDERS[name].against})" if ours else ""),
-        spread([run["megabytes"] for run in runs], ".0f", "–"),
+        _memory(runs),
         _first([run["first_step"] for run in runs], [run["compilation"] for run in runs]),
         _losses([measurements.after_updates(run) for run in runs], runs),
         _losses([measurements.after_seconds(run) for run in runs], runs),
     ]
+
+
+def _memory(runs: Sequence[Run]) -> str:
+    """Of the process, and how much of it came after framework and data; old files lack that."""
+    whole = spread([run["megabytes"] for run in runs], ".0f", "–")
+    taken = [run["megabytes"] - run.get("megabytes_before", 0.0) for run in runs]
+    return f"{whole} ({np.median(taken):.0f})" if "megabytes_before" in runs[0] else whole
 
 
 def _first(first: Sequence[float], later: Sequence[float]) -> str:

@@ -3,7 +3,8 @@
 ``{"do": "build", "archive": FILE, "problem": NAME, "optimizer": NAME, "options": {…}}`` answers
 with versions; ``{"do": "steps", "count": N, "seconds": S}`` makes up to N updates and begins none
 after S seconds, and answers with the seconds and the loss of each; ``{"do": "memory"}`` answers
-with the peak so far. What goes wrong is answered with ``{"error": LINE}``.
+with the peak so far, and with what the process held before there was a network. What goes wrong is
+answered with ``{"error": LINE}``.
 
 This file is read in all environments: it imports NumPy and nothing of any framework.
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.memory import peak_megabytes
+from benchmarks.memory import megabytes, peak_megabytes
 
 
 class Archive:
@@ -94,17 +95,18 @@ Begin = Callable[[str, str, Mapping[str, Any], Archive], Trainer]
 """From problem, optimizer and options to a trainer."""
 
 
-def serve(begin: Begin) -> None:
+def serve(begin: Begin, wake: Callable[[], object] = lambda: None) -> None:
     """Answers until there are no more requests.
 
     Whatever else writes to the standard output goes to the standard error.
 
     Args:
         begin: Makes the network.
+        wake: Some operation of the framework: what it holds for itself, it holds from then on.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    conversation = _Conversation(begin)
+    conversation = _Conversation(begin, wake)
     for line in sys.stdin:
         try:
             answer = conversation.answer(json.loads(line))
@@ -123,9 +125,10 @@ def first_line(error: BaseException) -> str:
 class _Conversation:
     """The requests of one parent, in their order."""
 
-    def __init__(self, begin: Begin) -> None:
-        self._begin = begin
+    def __init__(self, begin: Begin, wake: Callable[[], object]) -> None:
+        self._begin, self._wake = begin, wake
         self._made = 0
+        self._before = 0.0
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request."""
@@ -133,6 +136,8 @@ class _Conversation:
 
     def _build(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self._archive = Archive(request["archive"])
+        self._wake()
+        self._before = megabytes()
         given = (request["problem"], request["optimizer"], request["options"])
         self._trainer = self._begin(*given, self._archive)
         return {"versions": dict(self._trainer.versions)}
@@ -149,4 +154,4 @@ class _Conversation:
         return {"seconds": seconds, "losses": losses}
 
     def _memory(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        return {"megabytes": peak_megabytes()}
+        return {"megabytes": peak_megabytes(), "before": self._before}
