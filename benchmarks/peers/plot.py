@@ -44,7 +44,7 @@ def plot(runs: Sequence[Run], path: pathlib.Path) -> None:
         for axes, key in zip(row[:2], ("updates", "seconds"), strict=True):
             _curves(axes, here, key, styles)
         row[0].set_ylabel(f"{name}: training loss")
-        row[0].legend(frameon=False, fontsize=7)
+        row[0].legend(fontsize=6, framealpha=0.9, edgecolor="none")
         _bars(row[2], here)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
