@@ -355,7 +355,7 @@ def trace(second: float, early: float | None = None, losses: float = 1.0) -> Tra
     """A trace of the plan; the first half of the rounds has another pace."""
     paces = [early or second] * 2 + [second] * 2
     seconds = [5.0] + [pace for pace in paces for _ in range(3)]
-    return Trace([losses / (i + 1) for i in range(13)], seconds, rounds(4), 50.0)
+    return Trace([losses / (i + 1) for i in range(13)], seconds, rounds(4), 50.0, 20.0)
 
 
 def rounds(count: int, steps: int = 3) -> dict[int, tuple[int, int]]:
@@ -448,11 +448,17 @@ def some_runs() -> list[dict[str, Any]]:
     return [*runs_of(traces).values(), measurements.unavailable(torch, "pip: no such | thing")]
 
 
+def test_old_files_do_not_tell_what_training_took(some_runs: list[dict[str, Any]]) -> None:
+    for run in some_runs:
+        del run["megabytes_before"]
+    assert "| 2.00 | – | 50 | 5.0 |" in report.markdown(some_runs)
+
+
 def test_tables_say_it_all(some_runs: list[dict[str, Any]], tmp_path: pathlib.Path) -> None:
     page = report.markdown(some_runs)
     lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line[:1] == "|"}
-    assert "| 4.00 | 0.50 (tfkfac fixed) | 50 | 5.0 |" in lines["kfac-jax fixed"]
-    assert "| 2.00 | – | 50 | 5.0 | 0.07692 |" in lines["tfkfac fixed"]
+    assert "| 4.00 | 0.50 (tfkfac fixed) | 50 (30) | 5.0 |" in lines["kfac-jax fixed"]
+    assert "| 2.00 | – | 50 (30) | 5.0 | 0.07692 |" in lines["tfkfac fixed"]
     assert r"cannot: pip: no such \| thing" in lines["kfac-pytorch fixed"]
     widths = {line.replace(r"\|", "").count("|") for line in lines.values()}
     assert len(widths) == 1

@@ -43,7 +43,7 @@ def push_forward(
         outer.watch(cotangents)
         gradients = tape.gradient(list(targets), sources, output_gradients=cotangents)
         pulled = [indexed_slices.values_of(g) for g in gradients if g is not None]
-    pushed = []
+    pushed: list[list[tf.Tensor]] = []
     for direction in directions:
         vectors = [
             tf.cast(_at_rows(vector, gradient), indexed_slices.values_of(gradient).dtype)
