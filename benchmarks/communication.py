@@ -160,7 +160,7 @@ def print_table(rows: Sequence[dict[str, object]]) -> None:
     for heading in ("Kept: predicted", "measured", "all / ranks + largest"):
         table.add_column(heading, justify="right")
     for row in rows:
-        number = {key: float(str(row[key])) for key in row if key != "placement"}
+        number = {key: float(str(row[key])) for key in row if key not in ("placement", "machine")}
         values = (
             f"{number['predicted']:,.0f}",
             f"{number['measured']:,.0f}",

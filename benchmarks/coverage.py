@@ -207,7 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for name in rich.progress.track(names, description="architectures"):
         if name not in rows:
-            rows[name] = row(Result(**results.get({"name": name}, found)))
+            kept = results.get({"name": name}, found)
+            rows[name] = row(
+                Result(**{each.name: kept[each.name] for each in dataclasses.fields(Result)})
+            )
         rows = {each: rows[each] for each in entries if each in rows}
         page.write_text(header + "\n".join(rows.values()) + "\n")
     print("\n".join(rows.values()))

@@ -2,8 +2,8 @@
 
 Fully connected networks (tanh), of which one size changes at a time. Three kinds of step in turn:
 SGD's; KFAC's with all that it ever does (factors and inverses made anew, fixed numbers); and KFAC's
-with nothing but preconditioning. The bound is the count of operations at the machine's own rate of
-matrix products, or SGD's measured step where that is slower than its count. The first step, tracing
+with nothing but preconditioning. The bound is SGD's measured step and, for what comes on top of it,
+the count of operations at the machine's own rate of matrix products. The first step, tracing
 included, is `KFAC()`'s, as it is without arguments, in a process of its own.
 
     python -m benchmarks.growth --output docs/results/growth
@@ -31,11 +31,11 @@ from matplotlib.figure import Figure
 import tfkfac
 from benchmarks import machine, markdown
 from benchmarks.command_line import parser_of
+from benchmarks.late import NEVER, make_late
 from benchmarks.zoo import report
 from benchmarks.zoo.results import Results, Run
 from tfkfac.cost import WorkSchedule
 
-NEVER = 10**6
 FIXED = {"learning_rate": 0.01, "damping": 1.0, "kl_clip": 1e-3}
 KINDS: dict[str, Mapping[str, Any] | None] = {
     "SGD": None,
@@ -43,9 +43,6 @@ KINDS: dict[str, Mapping[str, Any] | None] = {
     "preconditioning": FIXED | {"factor_update_every": NEVER, "inverse_update_every": NEVER},
 }
 """Kind of step → arguments of KFAC, None for SGD."""
-
-WARM_UP = {"preconditioning": 3}
-"""Steps before the measured ones; later, factors and inverses are not due for long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +105,8 @@ def step_of(size: Size, kind: str) -> Callable[[], Any]:
     targets = tf.constant(rng.integers(10, size=size.batch))
     model = compiled(size.network(), kind)
     model.train_on_batch(inputs, targets)
+    if isinstance(model.optimizer, tfkfac.KFAC):
+        make_late(model.optimizer)
     return tf.function(lambda: model.train_step((inputs, targets))["loss"])
 
 
@@ -125,9 +124,8 @@ def measured(size: Size, rounds: int) -> Run:
     """Median seconds of each kind of step, measured in turn, and the seconds of the first one."""
     rate = machine.matmul_rate()
     steps = {kind: step_of(size, kind) for kind in KINDS}
-    for kind, step in steps.items():
-        for _ in range(WARM_UP.get(kind, 1)):
-            step().numpy()
+    for step in steps.values():
+        step().numpy()
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         for kind, step in steps.items():

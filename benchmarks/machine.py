@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import platform
@@ -63,8 +64,9 @@ class OtherWork:
         return (sum(ticks) - idle) / second, sum(os.times()[:4]), sum(ticks) / second
 
 
+@functools.cache
 def description() -> dict[str, Any]:
-    """Machine, versions and commit, for the head of a report."""
+    """Machine, versions and commit, as they are when it is first asked for."""
     return {
         "processor": _processor(),
         "devices": [device.device_type for device in tf.config.list_physical_devices()],
@@ -91,11 +93,20 @@ def _cpu_set() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 
 
-def _commit() -> str:
+PROGRAM = ("benchmarks", "examples", "tfkfac")
+"""What a measurement comes from: other changes do not make a commit another one."""
+
+
+def _commit(root: pathlib.Path = pathlib.Path(__file__).parent.parent) -> str:
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        )
+        commit = _git(root, "describe", "--always")
+        return commit + ("-dirty" if _git(root, "status", "--porcelain", "--", *PROGRAM) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(root: pathlib.Path, *arguments: str) -> str:
+    found = subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+    )
     return found.stdout.strip()

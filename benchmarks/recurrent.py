@@ -223,7 +223,8 @@ class Results:
         for each in self.runs:
             if wanted.items() <= each.items():
                 return each
-        self.runs.append(run(problem, name, tuned, seed))
+        made = run(problem, name, tuned, seed) | {"machine": machine.description()}
+        self.runs.append(made)
         self._write()
         return self.runs[-1]
 

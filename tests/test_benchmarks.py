@@ -90,7 +90,7 @@ def test_communication_goes_on(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
     communication.main(arguments)
     assert started == [(2, "hybrid"), (4, "hybrid")]
     report = json.loads((tmp_path / "sent.json").read_text())
-    assert {"threads", "keras", "commit"} <= report["machine"].keys()
+    assert all({"threads", "keras", "commit"} <= run["machine"].keys() for run in report["runs"])
     assert (tmp_path / "sent.png").stat().st_size > 1000
 
 

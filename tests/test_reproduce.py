@@ -300,7 +300,7 @@ def test_an_experiment_goes_on_where_it_was(
     assert text.startswith("# Frame\n") and text.endswith("## Why\n")
     assert "](martens.png)" in text
     report = json.loads((tmp_path / "martens.json").read_text())
-    assert {"threads", "keras", "commit"} <= report["machine"].keys()
+    assert all({"threads", "keras", "commit"} <= run["machine"].keys() for run in report["runs"])
     assert (tmp_path / "martens.png").stat().st_size > 1000
 
 

@@ -22,8 +22,6 @@ from benchmarks.communication import said_by_ranks, tell
 
 PER_RANK = 64
 """Examples of a step on every rank."""
-NEVER, LATE = 10**6, 10**7
-"""Steps between two updates that there are none of; updates after which a round is as long."""
 
 
 def of_ranks(setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +50,7 @@ def measured(hvd: Any, rounds: int, steps: int) -> dict[str, float]:
     import tensorflow as tf
 
     import tfkfac
+    from benchmarks.late import NEVER, make_late
     from benchmarks.zoo import networks
     from tfkfac.traffic import predict
 
@@ -80,7 +79,7 @@ def measured(hvd: Any, rounds: int, steps: int) -> dict[str, float]:
     )
     sgd_step, kfac_step = compiled(keras.optimizers.SGD(0.01, momentum=0.9)), compiled(kfac)
     kfac_step()
-    next(each for each in kfac.variables if each.name == "updates").assign(LATE)
+    make_late(kfac)
 
     def kfac_block(factors: int, inverses: int) -> list[float]:
         kfac.factor_update_every, kfac.inverse_update_every = factors, inverses
