@@ -200,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.optimizers, lengths = ["SGD"], Lengths(5, 15, 15)
     try:
         results = Results(chosen.output.with_suffix(".json"))
+        report.require_place(chosen.output.with_suffix(".md"))
         examples = PROBLEM.examples(folder)
     except ValueError as error:
         parser.error(str(error))

@@ -43,8 +43,12 @@ def parser_of(
 
 
 def _output(text: str) -> pathlib.Path:
-    """A path whose folder is there, or is made."""
+    """A path without a suffix, whose folder is there, or is made."""
     path = pathlib.Path(text)
+    if not path.name or path.suffix:
+        raise argparse.ArgumentTypeError(
+            f"must be a name without a dot, to which .json, .md and .png are put, got {text}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

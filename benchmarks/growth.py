@@ -281,7 +281,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(first_step(chosen.alone)))
         return
     sizes, rounds = (QUICK, 3) if chosen.quick else (SIZES, chosen.rounds)
-    kept, runs = Results(chosen.output.with_suffix(".json")), []
+    runs = []
+    try:
+        kept = Results(chosen.output.with_suffix(".json"))
+        report.require_place(chosen.output.with_suffix(".md"))
+    except ValueError as error:
+        parser.error(str(error))
     for size in rich.progress.track(sizes, description="sizes"):
         setting = dataclasses.asdict(size) | {"rounds": rounds}
         runs.append(kept.get(setting, lambda _, size=size: measured(size, rounds)))

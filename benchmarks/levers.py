@@ -274,7 +274,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="alternations (default: 9)")
     chosen = parser.parse_args(arguments)
     levers, rounds = (QUICK, 3) if chosen.quick else (LEVERS, chosen.rounds)
-    kept, runs = Results(chosen.output.with_suffix(".json")), []
+    runs = []
+    try:
+        kept = Results(chosen.output.with_suffix(".json"))
+        report.require_place(chosen.output.with_suffix(".md"))
+    except ValueError as error:
+        parser.error(str(error))
     for lever in rich.progress.track(levers, description="levers"):
         setting = {"lever": lever.name, "rounds": rounds}
         runs.append(kept.get(setting, lambda _, lever=lever: measured(lever, rounds)))

@@ -36,6 +36,11 @@ class PerfectScaling:
     examples: float
 
     @property
+    def is_one(self) -> bool:
+        """Whether it is one size alone: there is no perfect scaling from it to the next."""
+        return self.first == self.last and not self.open
+
+    @property
     def factor(self) -> float:
         """By how much the batch can grow."""
         return self.end / self.first
@@ -45,6 +50,9 @@ def perfect_scaling(
     sizes: Sequence[int], updates: Sequence[float], tolerance: float = TOLERANCE
 ) -> PerfectScaling | None:
     """Fits ``updates · size = constant``, within a tolerance, to as wide a range as there is.
+
+    Of ranges as wide as each other, the one with the larger batches. Where no two neighbours are
+    alike, it is the least size alone: then perfect scaling ends at `end` or before.
 
     Args:
         sizes: Of batches, ascending.
@@ -63,27 +71,25 @@ def perfect_scaling(
             f"{updates!r}; sort both."
         )
     examples = [size * count for size, count in zip(sizes, updates, strict=True)]
-    widest: tuple[int, int] | None = None
+    found = []
     for first in range(len(sizes)):
         last = _last_alike(examples, first, tolerance)
-        if last is not None and (
-            widest is None or _ratio(sizes, widest) < sizes[last] / sizes[first]
-        ):
-            widest = (first, last)
-    if widest is None:
-        return None
-    first, last = widest
+        if last is not None:
+            found.append(_range_of(sizes, examples, first, last, tolerance))
+    several = [each for each in found if each.last > each.first]
+    return max(several or found[:1], key=lambda each: (each.factor, each.end), default=None)
+
+
+def _range_of(
+    sizes: Sequence[int], examples: Sequence[float], first: int, last: int, tolerance: float
+) -> PerfectScaling:
+    """The range from one of the sizes to another."""
     inside = examples[first : last + 1]
     constant = (min(inside) + max(inside)) / 2
     end = float(sizes[last])
     if last + 1 < len(sizes):
         end = _crossing(sizes, examples, last, constant * (1 + tolerance))
     return PerfectScaling(sizes[first], sizes[last], end, last + 1 == len(sizes), constant)
-
-
-def _ratio(sizes: Sequence[int], positions: tuple[int, int]) -> float:
-    first, last = positions
-    return sizes[last] / sizes[first]
 
 
 def _last_alike(examples: Sequence[float], first: int, tolerance: float) -> int | None:

@@ -29,7 +29,7 @@ from benchmarks.peers.plot import plot
 from benchmarks.peers.problems import PROBLEMS
 from benchmarks.peers.session import Interpreters, companions, measure, missing
 from benchmarks.zoo.data import require_file
-from benchmarks.zoo.report import write_page
+from benchmarks.zoo.report import require_place, write_page
 from benchmarks.zoo.results import Results
 
 QUICK = {"rounds": 2, "steps": 5}
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if contender in chosen.contenders
         ]
         results = Results(chosen.output.with_suffix(".json"))
+        require_place(chosen.output.with_suffix(".md"))
         wanted = missing(settings, results)
         for setting in wanted:
             file = PROBLEMS[setting.problem].training.file

@@ -66,6 +66,7 @@ class Trace:
     Attributes:
         losses: Of every update.
         seconds: Of every update; the first one traces and compiles.
+        compiled: Of every update, whether something was compiled in it, as in the first.
         rounds: Round → how many updates were made before it and after it.
         megabytes: Peak memory of its process after the rounds.
         before: Memory of the framework and the data, before there was a network.
@@ -74,6 +75,7 @@ class Trace:
 
     losses: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
+    compiled: list[bool] = dataclasses.field(default_factory=list)
     rounds: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
     megabytes: float = 0.0
     before: float = 0.0
@@ -83,14 +85,12 @@ class Trace:
     def steps(self) -> list[float]:
         """Seconds of every update without compilation.
 
-        The first one, and others that took more than `COMPILES` times the median, are given the
-        median: kfac-jax compiles a second function when it first adapts the damping.
+        Those in which something was compiled are given the median of the others.
         """
-        if len(self.seconds) < 2:
-            return [0.0] * len(self.seconds)
-        median = statistics.median(self.seconds[1:])
-        rest = [median if s > COMPILES * median else s for s in self.seconds[1:]]
-        return [median, *rest]
+        pairs = list(zip(self.seconds, self.compiled, strict=True))
+        others = [seconds for seconds, compiled in pairs if not compiled]
+        median = statistics.median(others) if others else 0.0
+        return [median if compiled else seconds for seconds, compiled in pairs]
 
     @property
     def compilation(self) -> float:
@@ -115,10 +115,6 @@ class Trace:
             number: statistics.mean(steps[before:after])
             for number, (before, after) in self.rounds.items()
         }
-
-
-COMPILES = 10.0
-"""An update that takes as many times the median compiles."""
 
 
 def alternate(
@@ -203,6 +199,7 @@ class _Turns:
             told = self._ask(do="steps", count=end - len(trace.seconds), seconds=seconds)
             trace.losses += told.get("losses", [])
             trace.seconds += told.get("seconds", [])
+            trace.compiled += told.get("compiled", [])
 
     def note_memory(self) -> None:
         """Asks for the peak, and what of it the training did not take."""

@@ -2,9 +2,9 @@
 
 ``{"do": "build", "archive": FILE, "problem": NAME, "optimizer": NAME, "options": {…}}`` answers
 with versions; ``{"do": "steps", "count": N, "seconds": S}`` makes up to N updates and begins none
-after S seconds, and answers with the seconds and the loss of each; ``{"do": "memory"}`` answers
-with the peak so far, and with what the process held before there was a network. What goes wrong is
-answered with ``{"error": LINE}``.
+after S seconds, and answers with the seconds and the loss of each, and whether something was
+compiled in it, as in the first; ``{"do": "memory"}`` answers with the peak so far, and with what
+the process held before there was a network. What goes wrong is answered with ``{"error": LINE}``.
 
 This file is read in all environments: it imports NumPy and nothing of any framework.
 """
@@ -74,6 +74,10 @@ class LayerNames:
         return f"{kind}_{number}" if number else kind
 
 
+COMPILES = 0.1
+"""Share of an update from which on it was compiling that is told."""
+
+
 class Trainer(abc.ABC):
     """A network with an optimizer."""
 
@@ -89,6 +93,10 @@ class Trainer(abc.ABC):
 
         The first one traces, compiles, and makes the state of the optimizer.
         """
+
+    def compiling(self) -> float:
+        """Seconds of compilation so far, where the framework tells and there may be later ones."""
+        return 0.0
 
 
 Begin = Callable[[str, str, Mapping[str, Any], Archive], Trainer]
@@ -145,13 +153,16 @@ class _Conversation:
     def _steps(self, request: Mapping[str, Any]) -> dict[str, Any]:
         seconds: list[float] = []
         losses: list[float] = []
+        compiled: list[bool] = []
         while len(seconds) < request["count"] and sum(seconds) <= request["seconds"]:
             batch = self._trainer.place(*self._archive.batch(self._made))
-            start = time.perf_counter()
+            before, start = self._trainer.compiling(), time.perf_counter()
             losses.append(float(self._trainer.step(batch)))
             seconds.append(time.perf_counter() - start)
+            share = (self._trainer.compiling() - before) / seconds[-1]
+            compiled.append(self._made == 0 or share > COMPILES)
             self._made += 1
-        return {"seconds": seconds, "losses": losses}
+        return {"seconds": seconds, "losses": losses, "compiled": compiled}
 
     def _memory(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"megabytes": peak_megabytes(), "before": self._before}

@@ -27,6 +27,17 @@ class JaxTrainer(Trainer):
             name: flat(name, jnp.array(value)) for name, value in archive.weights.items()
         }
         self._state: Any = None
+        self._compiling = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+        """Is told by JAX of all that it measures."""
+        if event.endswith("backend_compile_duration"):
+            self._compiling += seconds
+
+    def compiling(self) -> float:
+        """As JAX tells: kfac-jax compiles a second function when it first adapts the damping."""
+        return self._compiling
 
     def place(self, inputs: np.ndarray, targets: np.ndarray) -> Any:
         """Arrays of JAX."""

@@ -70,6 +70,7 @@ def conduct(
         flush=True,
     )
     results = Results(output.with_suffix(".json"))
+    report.require_place(output.with_suffix(".md"))
     tries = 1 if quick else TRIES
     with Runner(results, 60 * minutes, tries=tries, trained=train) as runner:
         count = seeds or (1 if quick else chosen.seeds)

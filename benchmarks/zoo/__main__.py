@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         budgets = {problem.name: budget_of(problem, chosen.seconds) for problem in problems}
         results = Results(chosen.output.with_suffix(".json"))
+        report.require_place(chosen.output.with_suffix(".md"))
         work = missing(problems, chosen.optimizers, budgets, results, chosen.data, seeds)
     except ValueError as error:
         parser.error(str(error))

@@ -107,6 +107,24 @@ def tables(comparisons: Sequence[Comparison]) -> str:
     return "\n\n".join(parts)
 
 
+def require_place(path: pathlib.Path) -> str:
+    """The page with a place for tables, a new one if there is none yet.
+
+    Args:
+        path: The page.
+
+    Raises:
+        ValueError: It has no place for them.
+    """
+    page = path.read_text() if path.exists() else NEW_PAGE
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(
+            f"{path} has no place for the tables; put the lines {BEGIN} and {END} where they "
+            "belong, once, or name another file by --output."
+        )
+    return page
+
+
 def write_page(path: pathlib.Path, text: str) -> None:
     """Puts the tables between the marks of a page, which is made if it is not there.
 
@@ -117,12 +135,7 @@ def write_page(path: pathlib.Path, text: str) -> None:
     Raises:
         ValueError: The page has no place for them.
     """
-    page = path.read_text() if path.exists() else NEW_PAGE
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(
-            f"{path} has no place for the tables; put the lines {BEGIN} and {END} where they "
-            "belong, once."
-        )
+    page = require_place(path)
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
