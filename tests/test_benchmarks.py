@@ -6,14 +6,28 @@ import importlib
 import json
 import pathlib
 import platform
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+import numpy as np
 import pytest
 
+import tfkfac
 from benchmarks import __main__ as suite
-from benchmarks import communication, coverage, levers, machine, scaling_model, step_cost
+from benchmarks import (
+    batch_size,
+    communication,
+    coverage,
+    growth,
+    levers,
+    machine,
+    scaling_model,
+    step_cost,
+)
 from benchmarks.command_line import parser_of
+from benchmarks.late import NEVER, make_late
 
 
 @pytest.mark.parametrize("name", suite.benchmarks())
@@ -60,6 +74,74 @@ def test_output_needs_a_folder(tmp_path: pathlib.Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         parser.parse_args(["--output", str(tmp_path / "file" / "results")])
     assert "argument --output: must be in a folder that can be made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["results.json", "try-0.3", "."])
+def test_output_is_a_name_without_a_suffix(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`try-0.3` and `try-0.5` would be one file."""
+    with pytest.raises(SystemExit):
+        parser_of("anything", "A line.", quick="is quick").parse_args(["--output", given])
+    assert "must be a name without a dot, to which .json, .md and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("benchmark", [batch_size, growth, levers])
+def test_a_page_without_a_place_is_refused_before_anything_is_measured(
+    benchmark: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("# Mine\n")
+    with pytest.raises(SystemExit):
+        benchmark.main(["--quick", "--output", str(tmp_path / "README")])
+    assert "has no place for the tables; put the lines" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md"]
+
+
+def test_quick_does_not_train_another_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        batch_size.main(["--quick", "--problems", "mnist-convnet"])
+    assert "with --quick there is digits-mlp only" in capsys.readouterr().err
+
+
+def test_a_commit_is_another_one_if_the_program_is(tmp_path: pathlib.Path) -> None:
+    """Results that are written while it runs do not count."""
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    for name in ("tfkfac", "docs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("1")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    commit = machine._commit(tmp_path)
+    (tmp_path / "docs" / "file").write_text("2")
+    assert machine._commit(tmp_path) == commit
+    (tmp_path / "tfkfac" / "file").write_text("2")
+    assert machine._commit(tmp_path) == f"{commit}-dirty"
+    assert machine._commit(tmp_path / "none") == "unknown"
+
+
+def test_late_steps_renew_nothing_that_is_never_due() -> None:
+    """In the beginning rounds are short, whatever their length will be."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    schedule = {"factor_update_every": NEVER, "inverse_update_every": NEVER}
+    optimizer = tfkfac.KFAC(learning_rate=0.01, damping=1.0, seed=0, **schedule)
+    model.compile(optimizer, "mse")
+    inputs, targets = np.eye(3), np.ones((3, 2))
+
+    def after(steps: int) -> np.ndarray:
+        for _ in range(steps):
+            model.train_on_batch(inputs + np.random.default_rng().normal(size=(3, 3)), targets)
+        (block,) = optimizer.layer_collection
+        return block.averages()["A"].numpy()
+
+    first = after(1)
+    early = after(3)
+    assert np.any(early != first)
+    make_late(optimizer)
+    late = after(1)
+    np.testing.assert_array_equal(after(4), late)
 
 
 def test_processor_is_told_with_its_widest_vectors(tmp_path: pathlib.Path) -> None:

@@ -126,6 +126,28 @@ def test_what_is_in_the_file_is_not_made_again(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_run_says_what_it_was_made_on_and_an_older_file_goes_on_saying_it(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Of an older file the head tells, and of its runs alone, also when it was cut."""
+    path = tmp_path / "old.json"
+    path.write_text('{"machine": {"threads": 99},\n"runs": [\n{"a": 1},\n{"a": 2')
+    Results(path).get({"a": 3}, dict)
+    document = json.loads(path.read_text())
+    assert document["machine"] == {"threads": 99}
+    assert [run["a"] for run in document["runs"]] == [1, 3]
+    assert "machine" not in document["runs"][0]
+    assert {"processor", "tensorflow", "commit"} <= document["runs"][1]["machine"].keys()
+
+
+@pytest.mark.parametrize("text", ["{}", "notes of mine\n", '["runs"]'])
+def test_other_files_are_no_results(text: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"something else than runs; name another one by --output"):
+        Results(path)
+
+
 @pytest.mark.parametrize(
     ("loads", "kept"), [([0.02], 0.02), ([0.5, 0.02], 0.02), ([0.5, 0.3, 0.4, 0.0], 0.3)]
 )
@@ -217,9 +239,6 @@ def test_bad_arguments(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str
         missing([PROBLEM], ["Lion"], BUDGETS, Results(tmp_path / "none.json"), None)
     with pytest.raises(ValueError, match="has 9 examples, a batch of this problem 10; use"):
         Examples(np.zeros((9, 1)), np.zeros(9)).batches(10)
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"something else than runs; name another one by --output"):
-        Results(tmp_path / "other.json")
     for arguments, message in (
         (["--problems", "mnist-convnet"], "mnist.npz is needed, and no --data was given. Get it"),
         (["--problems", "gpt-ptb", "--data", str(tmp_path)], "ptb is needed, and --data"),
