@@ -15,7 +15,7 @@ FOLDER = pathlib.Path(__file__).parent
 
 COMMON = """Every benchmark takes --data, --seeds, --quick and --output, shows how far it is, prints
 a table, and writes JSON and a PNG. Started again, it makes only what its JSON has not yet. Machine,
-versions and commit are in the JSON.
+versions and commit are in the JSON, with every run.
 """
 
 
