@@ -275,13 +275,17 @@ def draw(
     stages.set(xlabel="workers", ylabel="ms a step", title=f"Stages, {chosen.placements[0]}")
     stages.legend(fontsize="small")
 
+    alike: dict[int, list[tuple[str, float]]] = {}  # megabytes → fractions that keep as much
     for divisor in divisors(chosen.trade_off):
         each = predicted[chosen.trade_off, 1 / divisor]
-        megabytes, milliseconds = each.kept / 2**20, 1e3 * each.seconds
-        trade.plot(megabytes, milliseconds, "o", color="tab:blue")
+        fraction = f"1/{divisor}" if divisor > 1 else "1"
+        alike.setdefault(round(each.kept / 2**20), []).append((fraction, 1e3 * each.seconds))
+    for megabytes, points in alike.items():
+        fractions, milliseconds = zip(*points, strict=True)
+        trade.plot([megabytes] * len(points), milliseconds, "o", color="tab:blue")
         trade.annotate(
-            f"f = 1/{divisor}" if divisor > 1 else "f = 1",
-            (megabytes, milliseconds),
+            f"f = {', '.join(fractions)}",
+            (megabytes, max(milliseconds)),
             textcoords="offset points",
             xytext=(6, 4),
         )

@@ -55,7 +55,7 @@ def figure_of(panels: Sequence[Panel], columns: int = 3) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if not set(panel.lines) <= shown:
-            axes.legend(frameon=False, fontsize="small")
+            axes.legend(framealpha=0.9, edgecolor="none", fontsize="small")
         shown |= set(panel.lines)
     for axes in places[len(panels) :]:
         axes.set_visible(False)
