@@ -302,10 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "batch_size",
         __doc__,
         data="folder with mnist.npz",
-        seeds=1,
+        seeds=", ".join(f"{each.seeds} for {name}" for name, each in STUDIES.items()),
         quick="digits-mlp at three sizes, to a high target",
     )
-    parser.set_defaults(seeds=None)  # Each study's own.
     parser.add_argument("--problems", nargs="+", choices=STUDIES, help="default: all")
     chosen = parser.parse_args(arguments)
     known = QUICK if chosen.quick else STUDIES

@@ -12,7 +12,7 @@ def parser_of(
     *,
     quick: str,
     data: str | None = None,
-    seeds: int | None = None,
+    seeds: int | str | None = None,
     output: str | None = None,
 ) -> argparse.ArgumentParser:
     """A parser with the arguments that all benchmarks have.
@@ -22,7 +22,8 @@ def parser_of(
         documentation: Of the module; its first line is shown.
         quick: What ``--quick`` does.
         data: What ``--data`` names; None where no data is read.
-        seeds: How many there are by default; None where nothing is drawn, or all draw alike.
+        seeds: How many there are by default, or in words where that differs, for which the parser
+            has None; None where nothing is drawn, or all draw alike.
         output: Where results go by default, without a suffix; None is the name.
     """
     parser = argparse.ArgumentParser(
@@ -31,7 +32,8 @@ def parser_of(
     unused = "as for all benchmarks; nothing here depends on it"
     parser.add_argument("--data", type=pathlib.Path, help=data or unused)
     counted = unused if seeds is None else f"how many (default: {seeds})"
-    parser.add_argument("--seeds", type=_positive, default=seeds, metavar="N", help=counted)
+    default = seeds if isinstance(seeds, int) else None
+    parser.add_argument("--seeds", type=_positive, default=default, metavar="N", help=counted)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument(
         "--output",

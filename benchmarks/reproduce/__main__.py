@@ -45,7 +45,7 @@ def conduct(
     name: str,
     output: pathlib.Path,
     folder: pathlib.Path | None,
-    seeds: int | None,
+    seeds: int,
     quick: bool,
 ) -> None:
     """Makes an experiment, and writes what it found.
@@ -54,7 +54,7 @@ def conduct(
         name: Of the experiment.
         output: Files to write, without a suffix.
         folder: Of the data.
-        seeds: Instead of the experiment's own number.
+        seeds: Of what is compared in the end.
         quick: Whether to see that it works is enough.
 
     Raises:
@@ -73,8 +73,7 @@ def conduct(
     report.require_place(output.with_suffix(".md"))
     tries = 1 if quick else TRIES
     with Runner(results, 60 * minutes, tries=tries, trained=train) as runner:
-        count = seeds or (1 if quick else chosen.seeds)
-        findings = chosen.conduct(Laboratory(folder, count, quick, runner, results))
+        findings = chosen.conduct(Laboratory(folder, seeds, quick, runner, results))
     text = f"{findings.tables}\n\n![What {name} found]({output.name}.png)"
     print(text)
     report.write_page(output.with_suffix(".md"), text)
@@ -96,7 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         quick="a minute each, to see that everything works",
         output="NAME",
     )
-    parser.set_defaults(seeds=None)  # Each experiment's own.
     parser.epilog = "\n".join(textwrap.wrap(listed(), 98))
     parser.add_argument("experiments", nargs="+", choices=NAMES, metavar="EXPERIMENT")
     chosen = parser.parse_args(arguments)

@@ -58,7 +58,6 @@ class Experiment:
         files: That it needs, in the folder of the data.
         minutes: That it takes on two quiet cores, about.
         quick_minutes: That it takes in short.
-        seeds: By default.
         conduct: Makes the trainings, and says what they found.
     """
 
@@ -66,5 +65,4 @@ class Experiment:
     files: tuple[str, ...]
     minutes: float
     quick_minutes: float
-    seeds: int
     conduct: Callable[[Laboratory], Findings]

@@ -176,6 +176,5 @@ EXPERIMENT = Experiment(
     ("cifar10.npz",),
     minutes=30,
     quick_minutes=1,
-    seeds=1,
     conduct=conduct,
 )

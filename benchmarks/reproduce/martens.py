@@ -241,6 +241,5 @@ EXPERIMENT = Experiment(
     ("mnist.npz",),
     minutes=33,
     quick_minutes=2,
-    seeds=1,
     conduct=conduct,
 )

@@ -271,6 +271,5 @@ EXPERIMENT = Experiment(
     ("mnist.npz",),
     minutes=19,
     quick_minutes=2,
-    seeds=1,
     conduct=conduct,
 )

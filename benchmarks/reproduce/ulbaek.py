@@ -458,6 +458,5 @@ EXPERIMENT = Experiment(
     ("mnist.npz", "cifar10.npz"),
     minutes=38,
     quick_minutes=1,
-    seeds=1,
     conduct=conduct,
 )

@@ -1,0 +1,4 @@
+"""Recurrent networks: KFAC with the forms of recurrent curvature, against Adam and SGD.
+
+``python -m benchmarks.recurrent --help``
+"""
