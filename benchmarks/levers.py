@@ -254,8 +254,12 @@ def plot(runs: Sequence[Run]) -> Figure:
         found = ratios(run, last)
         middle = float(np.median(found))
         reach = [[middle - found.min()], [found.max() - middle]]
-        panel.barh(place, middle, xerr=reach, color="C0" if middle < 1 else "C3", ecolor="0.4")
+        color, label = ("C0", "helps") if middle < 1 else ("C3", "does not")
+        panel.barh(place, middle, xerr=reach, color=color, ecolor="0.4", label=label)
     panel.axvline(1.0, color="0.3", linewidth=1)
+    handles, told = panel.get_legend_handles_labels()
+    by_label = dict(zip(told, handles, strict=True))
+    panel.legend(by_label.values(), by_label.keys(), frameon=False, loc="lower right")
     labels = [f"{run['lever']}: {list(run['seconds'])[-1]}" for run in runs]
     panel.set_yticks(range(len(runs)), labels, fontsize=8)
     panel.invert_yaxis()

@@ -263,6 +263,8 @@ def test_a_series_names_all_its_values() -> None:
     (axes,) = [each for each in figure_of([panel]).axes if each.get_visible()]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["25", "500"]
     assert not axes.xaxis.get_minorticklocs().size
+    _, crosses = axes.lines
+    assert crosses.get_label() == "diverged" and list(crosses.get_xdata()) == [25]
 
 
 def test_an_experiment_goes_on_where_it_was(

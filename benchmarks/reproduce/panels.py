@@ -24,7 +24,9 @@ class Panel:
         lines: Label → positions.
         x_scale: "linear" or "log".
         y_scale: "linear" or "log".
-        marker: Of points; none by default. Where there are some, a logarithmic axis names them.
+        marker: Of points; by default the last of a line alone has one. Where all have some, a
+            logarithmic axis names them, and what is not finite is a cross at the upper edge: it
+            diverged.
         styles: Label → number of the colour and style of the line, where the usual ones do not do.
     """
 
@@ -47,19 +49,30 @@ def figure_of(panels: Sequence[Panel], columns: int = 3) -> Figure:
     for axes, panel in zip(places, panels, strict=False):
         for label, (x, y) in panel.lines.items():
             number, style = panel.styles.get(label, (labels.index(label), "-"))
-            color, marker = f"C{number % 10}", panel.marker
-            axes.plot(x, y, style, color=color, label=label, marker=marker, markersize=4)
+            marks = {"markevery": None if panel.marker else [-1], "markersize": 4}
+            marks |= {"marker": panel.marker or "o", "color": f"C{number % 10}"}
+            axes.plot(x, y, style, label=label, **marks)
         axes.set(xlabel=panel.x, ylabel=panel.y, xscale=panel.x_scale, yscale=panel.y_scale)
+        if panel.marker:
+            _cross_diverged(axes, panel.lines.values())
         if panel.marker and panel.x_scale == "log":
             _name_values(axes, panel.lines.values())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if not set(panel.lines) <= shown:
-            axes.legend(framealpha=0.9, edgecolor="none", fontsize="small")
+            axes.legend(framealpha=0.5, edgecolor="none", fontsize="small")
         shown |= set(panel.lines)
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     return figure
+
+
+def _cross_diverged(axes: Axes, lines: Iterable[Line]) -> None:
+    values = sorted({value for x, y in lines for value in np.asarray(x)[~np.isfinite(y)]})
+    if values:
+        edge = axes.get_xaxis_transform()
+        heights = [0.97] * len(values)
+        axes.plot(values, heights, "x", color="0.3", transform=edge, label="diverged")
 
 
 def _name_values(axes: Axes, lines: Iterable[Line]) -> None:

@@ -430,8 +430,8 @@ def panels(
 ) -> list[Panel]:
     """Test losses of the best settings, and of KFAC(), by seconds and updates; then the series."""
     drawn = []
-    for name, runs in found.items():
-        for x in ("seconds", "updates"):
+    for x in ("seconds", "updates"):
+        for name, runs in found.items():
             lines = {
                 f"{each} {place}": line_of(run, x)
                 for each in OPTIMIZERS

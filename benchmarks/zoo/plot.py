@@ -62,5 +62,8 @@ def _draw(axes: Any, standing: Standing, key: str) -> None:
     losses = np.array([np.interp(x, curve[key], curve["losses"]) for curve in curves])
     color = f"C{NAMES.index(standing.name)}"
     width = 2.2 if standing.name == "KFAC" else 1.4
-    axes.plot(x, np.median(losses, axis=0), label=standing.name, color=color, linewidth=width)
+    style = "--" if standing.name == "AdamW" else "-"  # It often lies over Adam.
+    axes.plot(
+        x, np.median(losses, axis=0), style, label=standing.name, color=color, linewidth=width
+    )
     axes.fill_between(x, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.15)
