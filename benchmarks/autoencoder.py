@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, start
 from benchmarks.zoo import report
 from benchmarks.zoo.budget import Budget
 from benchmarks.zoo.comparison import Comparison, Standing
@@ -218,4 +218,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import markdown
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, start
 from benchmarks.perfect_scaling import PerfectScaling, perfect_scaling
 from benchmarks.zoo import data, networks, report
 from benchmarks.zoo.budget import Budget
@@ -341,4 +341,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 def parser_of(
@@ -33,7 +38,9 @@ def parser_of(
     parser.add_argument("--data", type=pathlib.Path, help=data or unused)
     counted = unused if seeds is None else f"how many (default: {seeds})"
     default = seeds if isinstance(seeds, int) else None
-    parser.add_argument("--seeds", type=_positive, default=default, metavar="N", help=counted)
+    parser.add_argument(
+        "--seeds", type=positive_integer, default=default, metavar="N", help=counted
+    )
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument(
         "--output",
@@ -60,7 +67,12 @@ def _output(text: str) -> pathlib.Path:
     return path
 
 
-def _positive(text: str) -> int:
+def positive_integer(text: str) -> int:
+    """At least 1, from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: It is something else.
+    """
     try:
         number = int(text)
     except ValueError:
@@ -68,3 +80,35 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
     return number
+
+
+def positive_number(text: str) -> float:
+    """Finite and more than 0, from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: It is something else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return number
+
+
+def start(main: Callable[[], None]) -> NoReturn:
+    """Runs a benchmark as a program; Ctrl-C ends it with a line that says how to go on.
+
+    Args:
+        main: Parses the command line and runs.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. What was finished is kept in the JSON file: the same command goes on.",
+            file=sys.stderr,
+        )
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)

@@ -27,7 +27,7 @@ import rich.progress
 import rich.table
 from matplotlib.figure import Figure
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_integer, start
 from benchmarks.zoo.results import Results
 
 PLACEMENTS = ("comm_opt", "hybrid", "mem_opt")
@@ -38,7 +38,7 @@ STEPS = 50
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and runs; inside of a rank, measures."""
     parser = parser_of("communication", __doc__, quick='2 ranks, "comm_opt" alone')
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--ranks", type=positive_integer, nargs="+", default=[2, 4])
     parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS), choices=PLACEMENTS)
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -189,4 +189,4 @@ def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

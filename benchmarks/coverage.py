@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 import tfkfac
 from benchmarks.architectures import Entry, applications, others
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_number, start
 from benchmarks.zoo.results import Results
 from tfkfac.blocks import DiagonalBlock, KroneckerBlock, ScaleShiftBlock
 
@@ -182,7 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of("coverage", __doc__, quick="three small architectures")
     parser.add_argument("--names", nargs="+", help="only these architectures")
     parser.add_argument(
-        "--largest", type=float, default=60, help="million parameters that are still trained"
+        "--largest",
+        type=positive_number,
+        default=60,
+        help="million parameters that are still trained",
     )
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
@@ -219,4 +222,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 import tfkfac
 from benchmarks import machine, markdown
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_integer, start
 from benchmarks.late import NEVER, make_late
 from benchmarks.zoo import report
 from benchmarks.zoo.results import Results, Run
@@ -272,7 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Of the command line.
     """
     parser = parser_of("growth", __doc__, quick="small sizes, three rounds")
-    parser.add_argument("--rounds", type=int, default=7, help="alternations (default: 7)")
+    parser.add_argument(
+        "--rounds", type=positive_integer, default=7, help="alternations (default: 7)"
+    )
     parser.add_argument("--alone", metavar=DEEP, help="only the first step of it")
     chosen = parser.parse_args(arguments)
     if chosen.alone:
@@ -302,4 +304,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -26,7 +26,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from benchmarks import markdown
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_integer, start
 from benchmarks.zoo import report
 from benchmarks.zoo.results import Results, Run
 from tfkfac import linalg, momentum
@@ -275,7 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Of the command line.
     """
     parser = parser_of("levers", __doc__, quick="small sizes, three rounds")
-    parser.add_argument("--rounds", type=int, default=9, help="alternations (default: 9)")
+    parser.add_argument(
+        "--rounds", type=positive_integer, default=9, help="alternations (default: 9)"
+    )
     chosen = parser.parse_args(arguments)
     levers, rounds = (QUICK, 3) if chosen.quick else (LEVERS, chosen.rounds)
     runs = []
@@ -295,4 +297,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -33,7 +33,7 @@ import rich.table
 from matplotlib.figure import Figure
 
 import tfkfac
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_integer, positive_number, start
 from benchmarks.machine import description
 from tfkfac.blocks import CurvatureBlock, KroneckerBlock
 from tfkfac.cost import StepCost, WorkSchedule, block_costs, total
@@ -213,18 +213,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     rates = Machine()
     parser.add_argument("--model", default="ResNet50", help="of keras.applications")
-    parser.add_argument("--batch-size", type=int, default=32, help="of each worker")
-    parser.add_argument("--flops", type=float, default=rates.flops)
-    parser.add_argument("--inverse-flops", type=float, default=rates.inverse_flops)
+    parser.add_argument("--batch-size", type=positive_integer, default=32, help="of each worker")
+    parser.add_argument("--flops", type=positive_number, default=rates.flops)
+    parser.add_argument("--inverse-flops", type=positive_number, default=rates.inverse_flops)
     parser.add_argument("--inverse-latency", type=float, default=rates.inverse_latency)
-    parser.add_argument("--bandwidth", type=float, default=rates.bandwidth, help="bytes a second")
+    parser.add_argument(
+        "--bandwidth", type=positive_number, default=rates.bandwidth, help="bytes a second"
+    )
     parser.add_argument("--latency", type=float, default=rates.latency, help="seconds of a hop")
     parser.add_argument("--tree", action="store_true", help="collectives of logarithmic depth")
-    parser.add_argument("--factor-update-every", type=int, default=1)
-    parser.add_argument("--inverse-update-every", type=int, default=1)
-    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
+    parser.add_argument("--factor-update-every", type=positive_integer, default=1)
+    parser.add_argument("--inverse-update-every", type=positive_integer, default=1)
+    parser.add_argument("--workers", type=positive_integer, nargs="+", default=list(WORKERS))
     parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS), choices=PLACEMENTS)
-    parser.add_argument("--trade-off", type=int, default=64, help="workers with every fraction")
+    parser.add_argument(
+        "--trade-off", type=positive_integer, default=64, help="workers with every fraction"
+    )
     return parser
 
 
@@ -304,4 +308,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -33,7 +33,7 @@ from rich.console import Console
 
 import tfkfac
 from benchmarks import machine
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_integer, start
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.zoo.results import Results, Run
 from tfkfac.capture import Recorder
@@ -266,8 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "step_cost", __doc__, quick="two rounds of 10 steps of the convnet, hardly warmed up"
     )
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
-    parser.add_argument("--rounds", type=int, default=5, help="alternations")
-    parser.add_argument("--steps", type=int, default=40, help="steps of a block")
+    parser.add_argument("--rounds", type=positive_integer, default=5, help="alternations")
+    parser.add_argument("--steps", type=positive_integer, default=40, help="steps of a block")
     parser.add_argument("--method", default="cholesky", choices=["cholesky", "eigen", "ekfac"])
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -310,4 +310,4 @@ def _time(step: Callable[[], Any]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

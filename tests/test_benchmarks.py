@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import pathlib
@@ -26,8 +27,9 @@ from benchmarks import (
     scaling_model,
     step_cost,
 )
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_number, start
 from benchmarks.late import NEVER, make_late
+from benchmarks.recurrent import __main__ as recurrent
 
 
 @pytest.mark.parametrize("name", suite.benchmarks())
@@ -65,6 +67,44 @@ def test_seeds_are_counted(given: str, capsys: pytest.CaptureFixture[str]) -> No
     assert f"must be an integer of at least 1, got {given}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["0", "-0.1", "inf", "nan", "soon"])
+def test_seconds_are_more_than_none(given: str) -> None:
+    assert positive_number("0.5") == 0.5
+    with pytest.raises(argparse.ArgumentTypeError, match=f"a number above 0, got {given}"):
+        positive_number(given)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "given"),
+    [
+        (growth, ["--rounds", "0"]),
+        (levers, ["--rounds", "-1"]),
+        (recurrent, ["--lengths", "3", "0"]),
+    ],
+)
+def test_counts_are_at_least_one(
+    benchmark: Any, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--quick", *given])
+    argument, *_, value = given
+    told = f"argument {argument}: must be an integer of at least 1, got {value}"
+    assert told in capsys.readouterr().err
+
+
+def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        start(interrupted)
+    assert ended.value.code == 130
+    assert "Interrupted. What was finished is kept" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        start(lambda: None)
+    assert ended.value.code == 0
+
+
 def test_output_needs_a_folder(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = parser_of("anything", "A line.", quick="is quick")
     inside = tmp_path / "new" / "folder" / "results"
@@ -84,7 +124,7 @@ def test_output_is_a_name_without_a_suffix(given: str, capsys: pytest.CaptureFix
     assert "must be a name without a dot, to which .json, .md and" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("benchmark", [batch_size, growth, levers])
+@pytest.mark.parametrize("benchmark", [batch_size, growth, levers, recurrent])
 def test_a_page_without_a_place_is_refused_before_anything_is_measured(
     benchmark: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -557,7 +557,7 @@ def test_the_program_says_what_is_wrong(
 
     assert "mnist.npz is needed, and no --data was given" in told("--quick")
     assert "cifar10.npz is needed" in told("--problems", "convnet")
-    assert "`rounds` must be positive, got 0" in told("--rounds", "0")
+    assert "argument --rounds: must be an integer of at least 1, got 0" in told("--rounds", "0")
     assert "invalid choice: 'lasso'" in told("--problems", "lasso")
     assert list(tmp_path.iterdir()) == []
 

@@ -120,3 +120,20 @@ def test_command_line_goes_on_where_it_was(
         "![Loss against updates and seconds](recurrent.png)"
         in output.with_suffix(".md").read_text()
     )
+
+
+def test_quick_is_a_default(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for is done, in short or not."""
+    monkeypatch.setattr(trainings, "train", falling([]))
+    output = tmp_path / "recurrent"
+    command_line.main(["--quick", "--lengths", "2", "4", "--output", str(output)])
+    text = output.with_suffix(".md").read_text()
+    assert "## copy 2" in text and "## copy 4" in text and "## copy 3" not in text
+
+
+def test_folder_of_texts_is_asked_for(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["--data", str(tmp_path), "--output", str(tmp_path / "recurrent")])
+    assert "a folder with two text files (*.txt) is needed" in capsys.readouterr().err

@@ -247,7 +247,10 @@ def test_bad_arguments(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str
     for arguments, message in (
         (["--problems", "mnist-convnet"], "mnist.npz is needed, and no --data was given. Get it"),
         (["--problems", "gpt-ptb", "--data", str(tmp_path)], "ptb is needed, and --data"),
-        (["--problems", "digits-mlp", "--seconds", "0"], "`seconds` must be a positive number"),
+        (
+            ["--problems", "digits-mlp", "--seconds", "0"],
+            "argument --seconds: must be a number above 0",
+        ),
     ):
         with pytest.raises(SystemExit):
             command_line.main([*arguments, "--output", str(tmp_path / "zoo")])

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import rich.progress
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_integer, positive_number, start
 from benchmarks.peers import report
 from benchmarks.peers.alternation import Plan
 from benchmarks.peers.contenders import CONTENDERS, PEERS, contenders_of
@@ -140,10 +140,20 @@ def _parser() -> argparse.ArgumentParser:
         help='only these of the peers\' optimizers, e.g. "kfac-jax auto", beside which those run '
         "that they are compared with",
     )
-    add("--rounds", type=int, default=10, help="blocks of each contender; the last half counts")
-    add("--steps", type=int, default=20, help="steps of a block")
-    add("--limit", type=float, default=120.0, help="seconds of one contender's steps, at most")
-    add("--minutes", type=float, default=60.0, help="of one alternation, at most")
+    add(
+        "--rounds",
+        type=positive_integer,
+        default=10,
+        help="blocks of each contender; the last half counts",
+    )
+    add("--steps", type=positive_integer, default=20, help="steps of a block")
+    add(
+        "--limit",
+        type=positive_number,
+        default=120.0,
+        help="seconds of one contender's steps, at most",
+    )
+    add("--minutes", type=positive_number, default=60.0, help="of one alternation, at most")
     add(
         "--environments",
         type=pathlib.Path,
@@ -155,4 +165,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_integer, start
 from benchmarks.recurrent.problems import copying, penn_treebank
 from benchmarks.recurrent.report import plot, tables
 from benchmarks.recurrent.trainings import all_runs
@@ -35,27 +35,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         __doc__,
         data="folder of text files for the language model",
         seeds=5,
-        quick="3 symbols to copy, 10 updates, one seed",
+        quick="3 symbols to copy, 10 updates, unless told otherwise; one seed",
     )
-    parser.add_argument("--problems", nargs="+", default=["ptb", "copy"], choices=["ptb", "copy"])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[10, 30], help="to copy")
-    parser.add_argument("--ptb-updates", type=int, default=300)
-    parser.add_argument("--copy-updates", type=int, default=500)
-    parser.add_argument("--pace", action="store_true", help="measure the seconds by themselves")
+    add = parser.add_argument
+    add("--problems", nargs="+", choices=["ptb", "copy"], metavar="NAME", help="ptb, copy")
+    add("--lengths", nargs="+", type=positive_integer, metavar="N", help="to copy (default: 10 30)")
+    add("--ptb-updates", type=positive_integer, default=300, metavar="N", help="(default: 300)")
+    add("--copy-updates", type=positive_integer, metavar="N", help="(default: 500)")
+    add("--pace", action="store_true", help="measure the seconds by themselves")
     chosen = parser.parse_args(arguments)
-    if chosen.quick:
-        chosen.problems, chosen.lengths, chosen.copy_updates, chosen.seeds = ["copy"], [3], 10, 1
+    names = chosen.problems or (["copy"] if chosen.quick else ["ptb", "copy"])
+    lengths = chosen.lengths or ([3] if chosen.quick else [10, 30])
+    copy_updates = chosen.copy_updates or (10 if chosen.quick else 500)
+    seeds = 1 if chosen.quick else chosen.seeds
     problems = []
     try:
         results = Results(chosen.output.with_suffix(".json"))
         report.require_place(chosen.output.with_suffix(".md"))
-        if "ptb" in chosen.problems:
+        if "ptb" in names:
             problems.append(penn_treebank(chosen.data, chosen.ptb_updates))
     except ValueError as error:
         parser.error(str(error))
-    if "copy" in chosen.problems:
-        problems += [copying(length, chosen.copy_updates) for length in chosen.lengths]
-    found = all_runs(problems, results, chosen.seeds, chosen.pace)
+    if "copy" in names:
+        problems += [copying(length, copy_updates) for length in lengths]
+    found = all_runs(problems, results, seeds, chosen.pace)
     text = f"{tables(found)}\n\n![Loss against updates and seconds]({chosen.output.name}.png)"
     print(text)
     report.write_page(chosen.output.with_suffix(".md"), text)
@@ -64,4 +67,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -52,7 +52,15 @@ def penn_treebank(folder: pathlib.Path | None, updates: int) -> Problem:
     Args:
         folder: Of the text files; None for the small text of the example.
         updates: Of one training.
+
+    Raises:
+        ValueError: The folder has not two texts.
     """
+    if folder is not None and len(list(folder.glob("*.txt"))) < 2:
+        raise ValueError(
+            f"--data {folder}: a folder with two text files (*.txt) is needed; without --data, "
+            "Python's own help is read."
+        )
     corpus = ptb_lstm.load_corpus(folder and str(folder))
     training, unseen = (
         _dataset(ptb_lstm.Pieces(words, 20, 35)) for words in (corpus.training, corpus.validation)

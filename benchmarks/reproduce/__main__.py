@@ -20,7 +20,7 @@ import pathlib
 import textwrap
 from collections.abc import Sequence
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, start
 from benchmarks.reproduce.experiment import Experiment, Laboratory
 from benchmarks.reproduce.trials import train
 from benchmarks.zoo import data, report
@@ -110,4 +110,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -104,7 +104,10 @@ def trial_of(
 
 
 def tuned(lab: Laboratory, study: Study, size: Size) -> Run:
-    """SGD at the usual batch size: the best of all settings for a short time, of two for long."""
+    """SGD at the usual batch size: the best of all settings for a short time, of some for long.
+
+    These are the best two, and the best of each momentum: a large one may only begin slowly.
+    """
 
     def with_seconds(options: Mapping[str, float], seconds: float) -> Run:
         return lab.run(study, trial_of("SGD", options, Batches(size.usual), seconds))
@@ -114,7 +117,12 @@ def tuned(lab: Laboratory, study: Study, size: Size) -> Run:
         for rate, momentum in itertools.product(size.rates, size.momenta)
     ]
     short = sorted(tried, key=lambda options: end(with_seconds(options, size.sifted)))
-    return min((with_seconds(options, size.whole) for options in short[:2]), key=end)
+    of_each = [
+        next(options for options in short if options["momentum"] == momentum)
+        for momentum in size.momenta
+    ]
+    kept = [options for options in short if options in short[:2] or options in of_each]
+    return min((with_seconds(options, size.whole) for options in kept), key=end)
 
 
 def rate_at_large_batch(

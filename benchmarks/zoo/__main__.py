@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import parser_of, positive_number, start
 from benchmarks.zoo import report, tuning
 from benchmarks.zoo.comparison import compare
 from benchmarks.zoo.optimizers import NAMES
@@ -42,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--optimizers", nargs="+", default=list(NAMES), choices=NAMES, metavar="NAME")
     add("--problems", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="NAME")
-    add("--seconds", type=float, default=30.0, help="of one training, at most (default: 30)")
+    add(
+        "--seconds",
+        type=positive_number,
+        default=30.0,
+        help="of one training, at most (default: 30)",
+    )
     chosen = parser.parse_args(arguments)
     if chosen.quick:
         chosen.problems, chosen.seconds, chosen.seeds = ["digits-mlp"], 0.5, 1
@@ -70,4 +75,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
