@@ -57,7 +57,7 @@ class Size:
     batch: int = 128
     epochs: int = 8
     sifted: int = 2
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     seconds: float = 3000
 
     @property
