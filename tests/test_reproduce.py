@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import tfkfac
 from benchmarks.reproduce import __main__ as command_line
-from benchmarks.reproduce import martens, osawa, search, trials, ulbaek
+from benchmarks.reproduce import kaisa, martens, osawa, search, trials, ulbaek
 from benchmarks.reproduce.panels import Panel, figure_of
 from benchmarks.reproduce.recipe import Rescaled, WarmUpThenDecay, rescale_after_updates
 from benchmarks.reproduce.trials import Batches, Study, Trial, first_look_at, looked_at
@@ -255,6 +255,38 @@ def test_searches_are_compared_after_as_many_updates() -> None:
         ["SGD", "–", "0.1", "0.1"],
         ["KFAC()", "0.4", "0.35", "0.35"],
     ]
+
+
+def test_kaisa_is_judged_by_the_median_seed_of_sgd() -> None:
+    """Of the best accuracies 0.4, 0.6 and 0.5; other seeds have the colour of the first."""
+
+    def run(*accuracies: float) -> dict[str, Any]:
+        looks = [
+            {"updates": 2 * epoch, "seconds": 3.0 * epoch, "accuracy": accuracy, "loss": 1.0}
+            for epoch, accuracy in enumerate(accuracies, start=1)
+        ]
+        curve = {"updates": [1, 2], "losses": [2.0, 1.0]}
+        return {"options": {}, "looks": looks, "end": 1.0, "curve": curve, "diverged": False}
+
+    runs = {
+        "SGD": run(0.2, 0.4, 0.3),
+        "KFAC()": run(0.3, 0.5, 0.7),
+        "SGD, seed 1": run(0.3, 0.4, 0.6),
+        "SGD, seed 2": run(0.5, 0.3, 0.3),
+    }
+    size = kaisa.Size(images=32, batch=16, epochs=3)
+    lines = kaisa.tables(runs, size).splitlines()
+    assert "epochs to 50.0 %" in lines[2]
+    ends = {line.split("|")[1].strip(): line.split("|")[-3:-1] for line in lines[4:]}
+    assert {label: [cell.strip() for cell in cells] for label, cells in ends.items()} == {
+        "SGD": ["–", "–"],
+        "KFAC()": ["2", "6"],
+        "SGD, seed 1": ["3", "9"],
+        "SGD, seed 2": ["1", "3"],
+    }
+    (styles, *_) = (panel.styles for panel in kaisa.panels(runs, size))
+    assert styles["SGD"] == (0, "-") and styles["SGD, seed 2"] == (0, ":")
+    assert styles["KFAC()"] == (1, "-")
 
 
 def test_a_series_names_all_its_values() -> None:
