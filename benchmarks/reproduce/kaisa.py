@@ -189,7 +189,7 @@ def panels(runs: Mapping[str, Run], size: Size) -> list[Panel]:
 EXPERIMENT = Experiment(
     "figure 1: ResNet-20 on CIFAR-10, SGD against K-FAC",
     ("cifar10.npz",),
-    minutes=30,
+    minutes=10,
     quick_minutes=1,
     conduct=conduct,
 )
