@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import pathlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 
 def parser_of(
@@ -73,13 +74,7 @@ def positive_integer(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: It is something else.
     """
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
-    return number
+    return _checked(text, int, lambda number: number >= 1, "an integer of at least 1")
 
 
 def positive_number(text: str) -> float:
@@ -88,13 +83,20 @@ def positive_number(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: It is something else.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
-    return number
+    return _checked(text, float, lambda number: 0.0 < number < math.inf, "a number above 0")
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _checked(
+    text: str, kind: Callable[[str], Number], allowed: Callable[[Number], bool], what: str
+) -> Number:
+    with contextlib.suppress(ValueError):
+        number = kind(text)
+        if allowed(number):
+            return number
+    raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
 
 
 def start(main: Callable[[], None]) -> NoReturn:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
 from benchmarks.recurrent import __main__ as command_line
 from benchmarks.recurrent import report, trainings
 from benchmarks.recurrent.problems import copying
-from benchmarks.recurrent.training import LossCurve, train
+from benchmarks.recurrent.training import outcome, train
 from benchmarks.recurrent.trainings import Learnt, Trainings, all_runs
+from benchmarks.zoo.budget import Budget
+from benchmarks.zoo.curves import LossCurve
 from benchmarks.zoo.results import Results
 
 PROBLEM = copying(length=3, updates=60)
@@ -30,14 +31,13 @@ def test_a_training_notes_the_loss_of_every_batch() -> None:
     assert 0.1 < made["unseen"] < 1.0
 
 
-def test_losses_of_batches_are_not_means_of_the_epoch() -> None:
-    """A linear model that begins at 0, by hand: every update takes a fifth off the residual."""
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
-    model.compile(keras.optimizers.SGD(0.05), "mse")
-    curve = LossCurve(updates=5)
-    inputs, targets = np.ones((8, 1), "float32"), np.ones((8, 1), "float32")
-    model.fit(inputs, targets, batch_size=2, epochs=3, verbose=0, callbacks=[curve])
-    assert curve.losses == pytest.approx([0.8 ** (2 * i) for i in range(5)], rel=1e-5)
+def test_the_first_step_counts_with_its_tracing() -> None:
+    """The zoo's clock, on which it is as long as the second, is set forward."""
+    curve = LossCurve(Budget(4), smoothing=1)
+    curve.losses, curve.seconds, curve.first_step = [3.0, 2.0, 1.0], [0.5, 1.0, 1.5], 4.0
+    made = outcome(curve, updates=4)
+    assert made == {"losses": [3.0, 2.0, 1.0, None], "seconds": [4.0, 4.5, 5.0, 5.0]}
+    assert outcome(LossCurve(Budget(2), 1), 2) == {"losses": [None] * 2, "seconds": [0.0] * 2}
 
 
 def falling(calls: list[tuple[str, float, int]]) -> Any:

@@ -4,51 +4,20 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from typing import Any
 
 import keras
 
 from benchmarks.recurrent.problems import Problem
-
-
-class LossCurve(keras.callbacks.Callback):
-    """The loss of every batch, and the seconds in training steps until then, tracing included.
-
-    Args:
-        updates: After which the training ends.
-
-    Attributes:
-        losses: Of every update.
-        seconds: In steps until then.
-    """
-
-    def __init__(self, updates: int) -> None:
-        super().__init__()
-        self.losses: list[float] = []
-        self.seconds: list[float] = []
-        self._updates = updates
-        self._start = 0.0
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """The clock runs in steps only: what tf.data does between epochs is no optimizer's work.
-
-        Keras' mean of the losses begins anew: that of one batch is its loss.
-        """
-        self.model.reset_metrics()
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Notes the loss down."""
-        self.losses.append(float((logs or {})["loss"]))
-        before = self.seconds[-1] if self.seconds else 0.0
-        self.seconds.append(before + time.perf_counter() - self._start)
-        if len(self.losses) >= self._updates:
-            self.model.stop_training = True
+from benchmarks.zoo.budget import Budget
+from benchmarks.zoo.curves import LossCurve
 
 
 def train(problem: Problem, name: str, tuned: float, seed: int) -> dict[str, Any]:
     """Trains, and returns what became of it: JSON, in which None stands for what is not finite.
+
+    Seconds are those in training steps, tracing included. A loss that is not finite ends the
+    training; what would have come after it is None, too.
 
     Args:
         problem: What is trained.
@@ -57,15 +26,27 @@ def train(problem: Problem, name: str, tuned: float, seed: int) -> dict[str, Any
         seed: Of weights, order of the examples and sampled targets.
     """
     keras.utils.set_random_seed(seed)
-    curve = LossCurve(problem.updates)
+    curve = LossCurve(Budget(problem.updates), smoothing=1)
     epochs = -(-problem.updates // problem.batches)
     unseen = problem.train(problem.optimizers[name](tuned, seed), [curve], epochs)
     keras.backend.clear_session()
     gc.collect()
+    return {"unseen": _finite(unseen)} | outcome(curve, problem.updates)
+
+
+def outcome(curve: LossCurve, updates: int) -> dict[str, Any]:
+    """Losses and seconds of every update; those that were not made took no time.
+
+    Args:
+        curve: Of the training.
+        updates: That were to be made.
+    """
+    tracing = curve.first_step - (curve.seconds or [0.0])[0]
+    seconds = [round(second + tracing, 3) for second in curve.seconds]
+    missing = updates - len(seconds)
     return {
-        "unseen": _finite(unseen),
-        "losses": [_finite(loss) for loss in curve.losses],
-        "seconds": [round(second, 3) for second in curve.seconds],
+        "losses": [*(round(loss, 5) for loss in curve.losses), *[None] * missing],
+        "seconds": [*seconds, *(seconds or [0.0])[-1:] * missing],
     }
 
 
